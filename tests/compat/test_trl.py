@@ -182,3 +182,37 @@ def test_a_base_that_has_an_adapter_already_gets_no_other_one(model_folder: Path
     with pytest.raises(ConfigError, match=r"model: the LlamaForCausalLM has an adapter of lamina's on it already"):
         trainer.train()
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_have_trl_s_order(model_folder: Path, tmp_path: Path) -> None:
+    args = SFTConfig(str(tmp_path / "out"), **SHORT)
+    model, others = str(model_folder), ROWS[:2]
+    for given in ((None, ROWS, others), (None, ROWS, others, None), (ROWS, others)):  # the last is lamina's earlier one
+        trainer = SFTTrainer(model, args, *given, peft_config=lora())
+        assert trainer.translation.values["data"]["eval"] == "eval_dataset"
+        assert trainer.translation.values["data"]["chat"] is False  # what the rows of `train_dataset` ask for
+    assert SFTTrainer(model, args, None, ROWS, peft_config=lora()).config.data.eval is None
+    DPOTrainer(model, None, DPOConfig(str(tmp_path / "out"), **SHORT), None, PAIRS, peft_config=lora())
+    with pytest.raises(ConfigError, match="data_collator: has no counterpart"):
+        SFTTrainer(model, args, lambda rows: rows, ROWS, peft_config=lora())
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, DPOConfig, LoraConfig])
+def test_unknown_settings_are_one_error(kind: type[SFTConfig]) -> None:
+    with pytest.raises(
+        TypeError, match=r"2 problems(.|\n)*no setting 'targt_modules'(.|\n)*'zzz'.*Fix: remove it"
+    ) as caught:
+        kind(targt_modules=3, zzz=1)
+    assert isinstance(caught.value, lamina.LaminaError)
+    with pytest.raises(ConfigError, match=r"SFTConfig: has no setting 'max_step'.*Did you mean 'max_steps'"):
+        SFTConfig("out", max_step=3)
+
+
+@pytest.mark.parametrize("kind", [SFTTrainer, DPOTrainer])
+def test_no_limit_of_the_length_cuts_nothing(kind: type[SFTTrainer], model_folder: Path, tmp_path: Path) -> None:
+    args = kind.config_class(str(tmp_path / "out"), max_steps=1, max_length=None)
+    with pytest.warns(lamina.LaminaWarning, match="max_length: nothing is cut"):
+        trainer = kind(
+            str(model_folder), args=args, train_dataset=ROWS if kind is SFTTrainer else PAIRS, peft_config=lora()
+        )
+    assert not {"max_length", "overlong"} & set(trainer.translation.values["data"])

@@ -9,6 +9,7 @@ import pytest
 
 from lamina.config import load_config
 from lamina.config.load import config_values
+from lamina.config.places import check_files
 from lamina.errors import ConfigError
 
 
@@ -112,3 +113,51 @@ def test_a_data_file_is_a_configuration() -> None:
     config = load_config("data/faq.v2.csv", ["train.max_steps=3"])
     assert config.data.train == "data/faq.v2.csv" and config.output_dir == "runs/faq.v2"
     assert config.model == "smollm2-135m" and config.train.max_steps == 3
+
+
+def test_paths_of_an_included_file_are_found_beside_it() -> None:
+    write("data/rows.jsonl", "{}")
+    write("data/test.jsonl", "{}")
+    write("jobs/test.jsonl", "{}")
+    write("shared/sub/base.yaml", "data: {train: ../../data/rows.jsonl, eval: test.jsonl}\nmodel: ../gone\n")
+    write("shared/sub/test.jsonl", "{}")
+    write("shared/rows.yaml", "data: {replay: {path: sub/test.jsonl}}\n")
+    config = write("jobs/run.yaml", "include: [../shared/sub/base.yaml, ../shared/rows.yaml]\n")
+    loaded = load_config(config)
+    assert loaded.data.train == "jobs/../shared/sub/../../data/rows.jsonl"
+    assert loaded.data.eval == "jobs/../shared/sub/test.jsonl", "not the one beside the file that includes it"
+    assert loaded.data.replay is not None and loaded.data.replay.path == "jobs/../shared/sub/test.jsonl"
+    assert loaded.model == "../gone"
+    write("test.jsonl", "{}")
+    assert load_config(config).data.eval == "test.jsonl", "what is here comes first"
+
+
+def test_a_variable_that_is_replaced_need_not_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOPE", raising=False)
+    monkeypatch.setenv("NAME", "x")
+    write("base.yaml", "data: {train: '${NOPE}/a', columns: {prompt: '$${NAME}', completion: '${NAME}'}}\n")
+    config = load_config(write("run.yaml", "include: base.yaml\ndata: {train: a.jsonl}\n"))
+    assert config.data.train == "a.jsonl"
+    assert config.data.columns == {"prompt": "${NAME}", "completion": "x"}
+    with pytest.raises(ConfigError, match=r"data\.train: got '\$\{NOPE\}/a', and the environment variable NOPE"):
+        load_config(write("b.yaml", "include: base.yaml\n"))
+
+
+def test_where_a_missing_file_was_looked_for_is_told() -> None:
+    write("deep/base.yaml", "data: {train: nope.jsonl}\n")
+    config = load_config(write("run.yaml", "include: deep/base.yaml\n"))
+    with pytest.raises(ConfigError, match="working folder, or else beside the YAML file that has it"):
+        check_files(config.model_dump())
+
+
+@pytest.mark.parametrize("variable", ["${STEPS:-2}", "${STEPS}", "${DATA}/a"])
+def test_a_variable_within_braces_needs_quotes(variable: str) -> None:
+    path = write("a.yaml", f"data: {{train: a.jsonl}}\ntrain: {{output: '${{A}}', max_steps: {variable}, seed: 1}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert f"put quotes around a variable: '{variable}'" in str(caught.value)
+    write("b.yaml", "data: {train: a.jsonl}\ntrain: {max_steps: '${STEPS:-2}'}\n")
+    assert load_config("b.yaml").train.max_steps == 2
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("c.yaml", "data: {train: '${A}', [}\n"))
+    assert "quotes" not in str(caught.value)

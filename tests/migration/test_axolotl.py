@@ -239,3 +239,72 @@ def test_data_sets_that_are_none_are_named(tmp_path: Path, item: Any) -> None:
     (lost,) = translation.of("missing")
     assert (lost.name, lost.given) == ("datasets[0]", item)
     assert load_config(translation.values).data.train == "user/rows"
+
+
+@pytest.mark.parametrize(
+    ("more", "system", "prompt"),
+    [
+        ({}, "Be brief. ", "Be brief. [INST] Why? [/INST]"),
+        ({"system_format": "<<{system}>>\n"}, "Be {{brief}}.", "<<Be {{brief}}.>>\n[INST] Why? [/INST]"),
+        ({"system_format": ""}, "Be brief. ", "[INST] Why? [/INST]"),
+        ({"field_input": "ctx", "no_input_format": "{instruction}:"}, "Be brief. ", "Be brief. Why?:"),
+    ],
+)
+def test_a_system_prompt_of_the_user_s_own_comes_first(
+    tmp_path: Path, more: dict[str, str], system: str, prompt: str
+) -> None:
+    fields = {"field_instruction": "q", "field_output": "a", "format": "[INST] {instruction} [/INST]"}
+    config = config_of(tmp_path, datasets=[{"path": "u/r", "type": {"system_prompt": system, **fields, **more}}])
+    assert ColumnMapping(config.data.columns).apply({"q": "Why?", "a": "So."}) == {
+        "prompt": prompt,
+        "completion": "So.",
+    }
+
+
+def test_a_system_prompt_beside_a_column_is_listed(tmp_path: Path) -> None:
+    kind = {"system_prompt": "S", "field_system": "s", "field_instruction": "q", "field_output": "a"}
+    translation = translated(tmp_path, datasets=[{"path": "u/r", "type": kind}])
+    assert [row.kind for row in translation.rows if row.name == "datasets[0].type.system_prompt"] == ["own"]
+    assert translation.values["data"]["columns"]["system"] == "s"
+
+
+MARKED = {"path": "u/r", "type": "chat_template", "roles_to_train": [], "message_field_training": "train"}
+
+
+def test_turns_that_are_marked(tmp_path: Path) -> None:
+    config = config_of(tmp_path, datasets=[{**MARKED, "train_on_eos": "turn"}], train_on_inputs=True)
+    assert config.data.train_on == "marked"
+    both = {name: value for name, value in MARKED.items() if name != "roles_to_train"}
+    assert config_of(tmp_path, datasets=[both]).data.train_on == "assistant"  # a mark is above the role there as here
+
+
+@pytest.mark.parametrize(
+    ("listed", "name"),
+    [
+        ([{"path": "u/r", "type": "chat_template", "roles_to_train": []}], "datasets[0].roles_to_train"),
+        ([{**MARKED, "message_field_training": "learn"}], "datasets[0].message_field_training"),
+        ([MARKED, {"path": "v/r", "type": "chat_template"}], "datasets.roles_to_train"),
+    ],
+)
+def test_what_would_not_be_in_the_loss_as_asked_is_listed(tmp_path: Path, listed: list[Any], name: str) -> None:
+    translation = translated(tmp_path, datasets=listed)
+    assert [row.name for row in translation.of("missing")] == [name]
+    with pytest.raises(ConfigError):
+        translation.check()
+
+
+@pytest.mark.parametrize(
+    ("given", "columns"),
+    [("u/r", None), ([{"path": "u/r"}], None), ([{"path": "u/r", "text_column": "Text"}], {"text": "Text"})],
+)
+def test_pretraining_is_on_text(tmp_path: Path, given: Any, columns: dict[str, str] | None) -> None:
+    config = config_of(tmp_path, datasets=..., pretraining_dataset=given, max_steps=3)
+    assert (config.data.train, config.data.format, config.data.columns) == ("u/r", "text", columns)
+
+
+def test_roles_that_are_read_as_others_are_listed(tmp_path: Path) -> None:
+    item = {"path": "u/r", "type": "chat_template", "roles": {"user": ["human"], "assistant": ["gpt", "model"]}}
+    assert not translated(tmp_path, datasets=[item]).of("missing")
+    for roles in ({"user": ["customer"]}, {"user": ["assistant"]}, {"critic": ["critic"]}):
+        (row,) = translated(tmp_path, datasets=[{**item, "roles": roles}]).of("missing")
+        assert row.name == f"datasets[0].roles.{next(iter(roles))}"

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lamina.chat import message
 from lamina.config import load_config
+from lamina.data.columns import ColumnMapping
+from lamina.data.formats import messages
 from lamina.errors import ConfigError
+from lamina.migration import turns
 from lamina.migration.draft import Translation
 from lamina.migration.translate import translate
 
@@ -223,3 +227,59 @@ def test_the_newer_form(folder: Path) -> None:
     assert (config.method.r, config.quantization.bits, config.train.max_steps) == (4, 4, 10)
     assert Path(config.data.train) == (folder / "data" / "mine.json").resolve()
     assert config.data.max_rows == 5
+
+
+TURNS = [{"speaker": "customer", "text": "Why?"}, {"speaker": "agent", "text": "So."}, {"speaker": "user", "text": "?"}]
+
+
+@pytest.mark.parametrize(
+    ("tags", "given", "roles"),
+    [
+        (
+            {"role_tag": "speaker", "content_tag": "text", "user_tag": "customer", "assistant_tag": "agent"},
+            TURNS,
+            ["user", "assistant", "user"],
+        ),
+        (
+            {"user_tag": "model", "assistant_tag": "user"},
+            [{"from": "model", "value": "Q"}, {"from": "user", "value": "A"}],
+            ["user", "assistant"],
+        ),
+        (
+            {"role_tag": "role", "content_tag": "content", "user_tag": "me", "observation_tag": "result"},
+            [{"role": "me", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "result", "content": "R"}],
+            ["user", "assistant", "tool"],
+        ),
+    ],
+)
+def test_tags_rename_turns_and_roles(folder: Path, tags: dict[str, str], given: Any, roles: list[str]) -> None:
+    entry = {"file_name": "t.json", "formatting": "sharegpt", "columns": {"messages": "m", "system": "s"}, "tags": tags}
+    (folder / "data" / "dataset_info.json").write_text(json.dumps({"mine": entry}), encoding="utf-8")
+    config = config_of(folder)
+    assert config.data.format == "messages"
+    row = ColumnMapping(config.data.columns).apply({"m": given, "s": ""})
+    read = messages.parse(row, 1).messages
+    assert [turn.role for turn in read] == roles
+    assert [turn.content for turn in read] == [list(turn.values())[1] for turn in given]
+
+
+@pytest.mark.parametrize("more", [{"ranking": True}, {"columns": {"messages": "my turns"}}])
+def test_tags_without_a_counterpart_are_listed(folder: Path, more: dict[str, Any]) -> None:
+    entry = {"file_name": "t.json", "formatting": "sharegpt", "tags": {"user_tag": "customer"}, **more}
+    (folder / "data" / "dataset_info.json").write_text(json.dumps({"mine": entry}), encoding="utf-8")
+    (row,) = translated(folder).of("missing")
+    assert row.name == "dataset"
+
+
+def test_new_special_tokens(folder: Path) -> None:
+    assert config_of(folder, resize_vocab=True, new_special_tokens="<a>,<b>").data.special_tokens == ["<a>", "<b>"]
+
+
+def test_training_starts_from_one_adapter(folder: Path) -> None:
+    assert translated(folder, adapter_name_or_path="runs/a").values["method"]["from"] == "runs/a"
+    (row,) = translated(folder, adapter_name_or_path="runs/a,runs/b").of("missing")
+    assert row.name == "adapter_name_or_path" and "lamina merge" in row.note
+
+
+def test_roles_are_those_of_conversations() -> None:
+    assert (turns.ROLES, turns.ROLE_ALIASES) == (message.ROLES, message.ROLE_ALIASES)

@@ -243,3 +243,72 @@ def test_evaluation_on_what_is_here(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
     config = config_of(tmp_path / "sft.yaml", {**RECIPE, "dataset_name": "rows.jsonl"})
     assert (config.data.train, config.data.eval) == (str(tmp_path / "rows.jsonl"), None)
+
+
+@pytest.mark.parametrize("more", [{}, {"truncation_mode": "keep_start"}])
+def test_no_limit_of_the_length_cuts_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
+    values = {**RECIPE, "max_length": None, **more}
+    config = config_of(tmp_path / "sft.yaml", values)
+    assert "max_length" not in config.data.model_fields_set  # it follows the model and the rows
+    assert config.data.overlong == "auto"
+    (row,) = [row for row in translate(tmp_path / "sft.yaml").rows if row.name == "max_length"]
+    assert (row.kind, row.given, dict(row.values)) == ("own", None, {}) and "nothing is cut" in row.note
+    given = find_command([*shlex.split("trl sft --model_name_or_path a/b --dataset_name c/d --max_length None")])
+    assert given is not None and "max_length" not in translate(given).values["data"]
+    del values["max_length"]
+    assert config_of(tmp_path / "b.yaml", values).data.overlong == "cut"
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> dict[str, Any]:
+    """A recipe on a file."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 4, encoding="utf-8")
+    return {**RECIPE, "dataset_name": str(rows), "eval_strategy": "no"}
+
+
+def test_a_slice_of_a_file_is_its_first_rows(tmp_path: Path, local: dict[str, Any]) -> None:
+    config = config_of(tmp_path / "a.yaml", {**local, "dataset_train_split": "train[:2]"})
+    assert (config.data.train, config.data.max_rows) == (local["dataset_name"], 2)
+    config = config_of(tmp_path / "b.yaml", {**local, "dataset_train_split": "train[:50%]"})
+    assert [(each.path, each.weight) for each in config.data.sources] == [(local["dataset_name"], 0.5)]
+    assert config_of(tmp_path / "c.yaml", {**local, "dataset_train_split": "train"}).data.max_rows is None
+
+
+@pytest.mark.parametrize(
+    ("given", "lost"),
+    [
+        ({"dataset_train_split": "other"}, "dataset_train_split"),
+        ({"dataset_train_split": "train[1:2]"}, "dataset_train_split"),
+        ({"dataset_test_split": "test", "eval_strategy": "steps"}, "dataset_test_split"),
+        ({"dataset_config": "en"}, "dataset_config"),
+    ],
+)
+def test_splits_that_a_file_does_not_have_are_listed(
+    tmp_path: Path, local: dict[str, Any], given: dict[str, Any], lost: str
+) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(yaml.safe_dump({**local, **given}), encoding="utf-8")
+    translation = translate(path)
+    assert [row.name for row in translation.of("missing")] == [lost]
+    translation.check(lenient=True)
+    with pytest.raises(ConfigError, match=lost):
+        translation.check()
+
+
+def test_a_split_that_is_not_evaluated_is_listed(tmp_path: Path, local: dict[str, Any]) -> None:
+    for name in (local["dataset_name"], "user/rows"):
+        path = tmp_path / "sft.yaml"
+        path.write_text(yaml.safe_dump({**local, "dataset_name": name, "dataset_test_split": "test"}), encoding="utf-8")
+        translation = translate(path)
+        translation.check()
+        assert translation.values["data"]["eval"] is None
+        assert [row.kind for row in translation.rows if row.name == "dataset_test_split"] == ["own"]
+
+
+def test_a_local_folder_keeps_its_configuration_and_split(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    values = {**RECIPE, "dataset_name": "rows", "dataset_config": "en", "dataset_train_split": "train_sft[:3]"}
+    config = config_of(tmp_path / "sft.yaml", values)
+    assert config.data.train == f"{tmp_path}/rows/en:train_sft" and config.data.max_rows == 3
+    assert config.data.eval == f"{tmp_path}/rows/en:test"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from lamina.adapters.hf_peft import read_peft_config
 from lamina.adapters.load import adapter_folder
+from lamina.compat.unknown import refuse_unknown
 from lamina.dialects.peft import LORA_CONFIG
 from lamina.errors import nearest
 from lamina.runs import CHECKPOINT_FOLDER
@@ -92,9 +93,7 @@ class LoraConfig(PeftConfig):
         task_type: str | None = None,
         **others: Any,
     ) -> None:
-        for name in others:
-            if name not in LORA_CONFIG:
-                raise TypeError(f"LoraConfig has no setting {name!r}. {nearest(name, LORA_CONFIG)}".strip())
+        refuse_unknown("LoraConfig", others, LORA_CONFIG)
         settings = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "target_modules": target_modules}
         super().__init__(**settings, bias=bias, task_type=task_type, **others)
 

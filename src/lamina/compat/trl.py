@@ -22,7 +22,7 @@ from lamina.distributed.ranks import world_size
 from lamina.errors import ConfigError, DataError, LaminaWarning, Problem, RunError
 from lamina.migration.draft import Draft, Translation
 from lamina.migration.settle import settle
-from lamina.migration.trl import DEFAULTS, LEARNING_RATES, kind_of_row
+from lamina.migration.trl import DEFAULTS, LEARNING_RATES, default_values, kind_of_row
 from lamina.runs import Run
 from lamina.runs.events import Evaluation, Event, Step
 
@@ -59,9 +59,11 @@ class SFTTrainer:
         self,
         model: Any,
         args: Any = None,
+        data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        *,
         peft_config: Any = None,
         formatting_func: Callable[[Any], Any] | None = None,
         callbacks: list[Callable[[Event], object]] | None = None,
@@ -72,6 +74,8 @@ class SFTTrainer:
         Args:
             model: A name, a model of transformers or of `lamina.compat.transformers`, or a `PeftModel`.
             args: An `SFTConfig`, transformers' `TrainingArguments`, or None for defaults.
+            data_collator: None: lamina builds its batches itself. Rows in this place are `train_dataset`, and what
+                follows them `eval_dataset`.
             train_dataset: Rows: a list, a `datasets.Dataset`, a DataFrame, or the path of a file.
             eval_dataset: The same; None for no evaluation.
             processing_class: The tokenizer, for a model that was made in memory. Any other has its own.
@@ -85,7 +89,10 @@ class SFTTrainer:
             ConfigError: A setting has no counterpart; the error names all of them.
         """
         tokenizer = others.pop("tokenizer", None)
-        others = _without_parts(others)
+        if _are_rows(data_collator):  # the order that these arguments had in lamina before they had TRL's
+            following = train_dataset if eval_dataset is None else eval_dataset
+            data_collator, train_dataset, eval_dataset = None, data_collator, following
+        others = _without_parts({"data_collator": data_collator, **others})
         self.processing_class = tokenizer if processing_class is None else processing_class
         self.args = self._arguments(args, others)
         self.model: Any = model
@@ -243,7 +250,8 @@ class SFTTrainer:
         if evaluation is None:
             draft.set("eval_dataset", None, {"data.eval": None}, kind="default")
         _in_the_loss(draft, first, self.args.loss)
-        draft.default({"train.learning_rate": LEARNING_RATES[self.args.loss], **self._defaults()})
+        defaults = default_values(draft, self._defaults())
+        draft.default({"train.learning_rate": LEARNING_RATES[self.args.loss], **defaults})
         if (processes := world_size()) > 1:  # a script's settings count for each process, and lamina's for all
             steps = draft.values.get("train.gradient_accumulation_steps", 1)
             note = "TRL's step has so many micro-batches for each process"
@@ -257,13 +265,14 @@ class DPOTrainer(SFTTrainer):
 
     config_class: ClassVar[type[SFTConfig]] = DPOConfig
 
-    def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **named: Any) -> None:
+    def __init__(self, model: Any, ref_model: Any = None, args: Any = None, *rows: Any, **named: Any) -> None:
         """Translates everything, and checks it.
 
         Args:
             model: As for `SFTTrainer`.
             ref_model: None: another reference than the base has no counterpart.
             args: A `DPOConfig`.
+            rows: `data_collator`, `train_dataset`, `eval_dataset` and `processing_class`, as for `SFTTrainer`.
             named: As for `SFTTrainer`, and `beta`, which older versions of TRL took here.
 
         Raises:
@@ -272,7 +281,7 @@ class DPOTrainer(SFTTrainer):
         if ref_model is not None:
             fix = "leave it out: the reference is the base with the adapter off"
             raise ConfigError(Problem("ref_model", "has no counterpart", fix))
-        super().__init__(model, args, **named)
+        super().__init__(model, args, *rows, **named)
 
 
 # Settings about which TRL's users should hear.
@@ -356,6 +365,11 @@ def _without_parts(others: Mapping[str, Any]) -> dict[str, Any]:
         message = "has no counterpart in lamina's loop"
         raise ConfigError([Problem(name, message, f"leave it out: {_PARTS[name]}") for name in given])
     return {name: value for name, value in others.items() if name not in _PARTS}
+
+
+def _are_rows(value: Any) -> bool:
+    """Returns whether a value in the place of `data_collator` is rows, or the path of a file."""
+    return isinstance(value, str | Path) or hasattr(value, "__iter__")
 
 
 def _checked(callbacks: list[Any]) -> list[Callable[[Event], object]]:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from lamina.compat.unknown import refuse_unknown
 from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import DPO, SFT
 from lamina.dialects.trl_defaults import DPO_DEFAULTS, SFT_DEFAULTS
@@ -43,10 +44,8 @@ class SFTConfig:
 
     def __init__(self, output_dir: str | None = None, **given: Any) -> None:
         self.__dict__["given"] = {"output_dir": output_dir or self.defaults["output_dir"]}
-        for name, value in given.items():
-            if name not in self.table:
-                raise TypeError(self._unknown(name))
-            self.given[name] = value
+        refuse_unknown(type(self).__name__, given, self.table)
+        self.given.update(given)
 
     def __getattr__(self, name: str) -> Any:
         given = self.__dict__.get("given", {})  # not there yet while a copy is made

@@ -23,7 +23,7 @@ from lamina.config.losses import LOSS_CONFIGS, NO_LOSSES, LossConfig
 from lamina.config.methods import METHOD_CONFIGS, MethodConfig
 from lamina.config.overrides import read_value
 from lamina.config.peft_objects import is_peft_config, method_config_from_peft
-from lamina.config.places import at_home, expand_home, find_near, map_paths, own_run
+from lamina.config.places import at_home, expand_home, map_paths, own_run
 from lamina.config.read import STDIN, read_config, read_yaml
 from lamina.config.root import Config
 from lamina.config.shorthand import is_data_file, run_name
@@ -114,7 +114,6 @@ def _values_of(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[st
         raise ConfigError(Problem("config", message, fix))
     if str(source) != STDIN:
         values.setdefault("output_dir", f"runs/{path.stem}")
-        values = map_paths(values, lambda field, named: find_near(named, path.parent))
     return values, str(source), ""
 
 

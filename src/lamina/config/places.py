@@ -24,6 +24,9 @@ CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.json"
 _MAGIC = frozenset("*?[")
 
+# The fix of a path that does not exist.
+LOOKED = "check the path; a relative one starts in the working folder, or else beside the YAML file that has it"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -117,7 +120,7 @@ def check_files(values: Mapping[str, Any]) -> None:
 
     def look(field: str, path: str) -> str:
         if field.startswith("data.") and is_data_file(path) and not _is_there(path) and not _MAGIC & set(path):
-            missing.append(Problem(field, f"{path} does not exist", "check the path; it is relative to where you run"))
+            missing.append(Problem(field, f"{path} does not exist", LOOKED))
         return path
 
     map_paths(values, look)

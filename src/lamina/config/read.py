@@ -1,7 +1,7 @@
 """Reads configuration files: `include`, `${NAME}` from the environment, and `-` for standard input.
 
 include: ../base.yaml            # or a list; what this file sets itself wins
-data: {train: "${DATA}/train.jsonl"}
+data: {train: "${DATA}/train.jsonl"}   # a relative path: from here, or else beside the file in which it is written
 output_dir: ${OUT:-runs/mine}    # with a default; $${NAME} stays ${NAME}
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.config.contradictions import without_contradicted
+from lamina.config.places import find_near, map_paths
 from lamina.config.yaml_text import parse_scalar, parse_yaml
 from lamina.errors import ConfigError, Problem
 
@@ -51,13 +52,22 @@ def read_yaml(path: Path, field: str = "config", begins: str = "data: {train: FI
     return value
 
 
+class _Unset(str):
+    """A text with a variable that is not set: an error unless a file that includes this one sets something else."""
+
+    __slots__ = ()
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a configuration file with what it includes, and with variables of the environment in place.
+    """Reads a configuration file with what it includes, with variables of the environment in place, and with relative
+    paths that exist beside the file in which they are written, but not here, as paths from here.
 
     Raises:
         ConfigError: A file cannot be read, files include each other in a circle, or a variable is not set.
     """
-    return _expanded(_with_includes(path, ()), "")
+    values = _with_includes(path, ())
+    _refuse_unset(values, "")
+    return values
 
 
 def _with_includes(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -67,13 +77,17 @@ def _with_includes(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(Problem(INCLUDE, circle, "remove one of these lines"), str(path))
     values = read_yaml(path, "config" if not above else INCLUDE)
     listed = values.pop(INCLUDE, [])
+    folder = Path() if str(path) == STDIN else path.parent
+    values = map_paths(
+        _expanded(values), lambda field, named: named if isinstance(named, _Unset) else find_near(named, folder)
+    )
     names = [listed] if isinstance(listed, str) else listed
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(Problem(INCLUDE, f"got {listed!r}", "give the path of a YAML file, or a list of them"))
     merged: dict[str, Any] = {}
     for name in names:
-        folder = Path() if str(path) == STDIN else path.parent
-        included = folder / Path(str(_text(name, INCLUDE))).expanduser()
+        _refuse_unset(_text(name), INCLUDE)
+        included = folder / Path(str(_text(name))).expanduser()
         merged = merge_mappings(merged, _with_includes(included, (*above, resolved)))
     if not names:
         return values
@@ -97,22 +111,39 @@ def merge_mappings(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[st
     return merged
 
 
-def _expanded(value: Any, field: str) -> Any:
+def _expanded(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _expanded(item, f"{field}.{key}" if field else str(key)) for key, item in value.items()}
+        return {key: _expanded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expanded(item, field) for item in value]
-    return _text(value, field) if isinstance(value, str) else value
+        return [_expanded(item) for item in value]
+    return _text(value) if isinstance(value, str) else value
 
 
-def _text(text: str, field: str) -> Any:
+def _text(text: str) -> Any:
     """Puts variables into a text. If it is nothing but a variable, the value is read as YAML: `seed: ${SEED}`."""
+    if next(_missing(text), None) is not None:
+        return _Unset(text)
     whole = _VARIABLE.fullmatch(text)
-    for name in _missing(text):
-        message = f"got {text!r}, and the environment variable {name} is not set"
-        raise ConfigError(Problem(field, message, f"set it, or give a default: ${{{name}:-VALUE}}"))
     put = _VARIABLE.sub(_value, text)
     return parse_scalar(put) if whole is not None and not whole["escaped"] else put
+
+
+def _refuse_unset(value: Any, field: str) -> None:
+    """Refuses texts with variables that are not set.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_unset(item, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_unset(item, field)
+    elif isinstance(value, _Unset):
+        name = next(_missing(value))
+        message = f"got {str(value)!r}, and the environment variable {name} is not set"
+        raise ConfigError(Problem(field, message, f"set it, or give a default: ${{{name}:-VALUE}}"))
 
 
 def _missing(text: str) -> Iterator[str]:

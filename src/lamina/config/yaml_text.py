@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import yaml
 
 from lamina.errors import ConfigError, Problem
+
+_QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*\"""")
+_VARIABLE = re.compile(r"[^\s,{}\[\]]*\$\{[^}]*\}[^\s,{}\[\]]*")
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,7 +54,14 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         reason = getattr(error, "problem", None) or str(error)
-        raise ConfigError(Problem("config", f"{source} is not valid YAML{where}: {reason}")) from None
+        fix = _quotes_around_variable(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
+        raise ConfigError(Problem("config", f"{source} is not valid YAML{where}: {reason}", fix)) from None
+
+
+def _quotes_around_variable(lines: Sequence[str]) -> str:
+    """Returns the fix of a line with `{steps: ${STEPS:-2}}`, where YAML takes the variable's brace for a mapping."""
+    found = next((match[0] for line in lines if (match := _VARIABLE.search(_QUOTED.sub("", line)))), "")
+    return f"within braces and brackets, put quotes around a variable: '{found}'" if found else ""
 
 
 def parse_scalar(text: str) -> Any:

@@ -50,6 +50,14 @@ def _template(value: Any) -> Any:
     return built_in(str(value))
 
 
+def _adapter(value: Any) -> Any:
+    paths = values.names(value)
+    if not isinstance(paths, list) or len(paths) == 1:
+        return str(paths[0] if isinstance(paths, list) else paths)
+    reason = "training starts from one adapter; merge the others into the base first: `lamina merge ADAPTER --out DIR`"
+    return Missing(reason)
+
+
 def _preference(value: Any) -> Any:
     found = {
         "sigmoid": Nothing("it is DPO's default"),
@@ -111,7 +119,7 @@ def _bits(value: Any) -> Any:
 
 _MODEL: dict[str, Entry] = {
     "model_name_or_path": To("model", str),
-    "adapter_name_or_path": To("method.from", str),
+    "adapter_name_or_path": To("method.from", _adapter),
     "model_revision": To("revision", values.revision),
     "trust_remote_code": Own(NO_REMOTE_CODE),
     "quantization_bit": To("quantization.bits", _bits),
@@ -132,6 +140,7 @@ _MODEL: dict[str, Entry] = {
     "resize_vocab": Own("the vocabulary grows by the tokens that are added"),
     "add_tokens": To("data.add_tokens", values.names),
     "add_special_tokens": To("data.special_tokens", values.names),
+    "new_special_tokens": To("data.special_tokens", values.names),
     "new_special_tokens_config": Lacks("name new tokens with `data: {special_tokens: [...]}`"),
     "init_special_tokens": Lacks("new rows start near the mean of the others", ("noise_init",)),
     "split_special_tokens": Lacks("a special token in a row's own text is an error here"),

@@ -17,6 +17,25 @@ from lamina.config.yaml_text import parse_scalar
 _ASSIGNED = re.compile(r"\s*(?:export\s+)?([A-Za-z_]\w*)=(.*)")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)(?::-([^}]*))?\}?")
 
+# Parts of a shell's line. Quotes, escapes and substitutions come first, so that an operator in them is none. A number
+# belongs to a redirection only where it is a word of its own: `--epochs 2 >log`, but `2>log`.
+_PIECE = re.compile(
+    r"""
+    (?P<text> \\. | '[^']*' | "(?:\\.|[^"\\])*" | `[^`]*` | \$\{[^}]*\} | \$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\) )
+    | (?P<comment> (?<!\S) \#.* )
+    | (?P<redirection>
+        (?: (?<!\S)\d+ )? (?: &>>? | <<<? -? | >> | >\| | <> | [<>]&? ) [ \t]*
+        (?: [<>]\([^()]*\) | (?: \\. | '[^']*' | "(?:\\.|[^"\\])*" | [^\s;&|<>'"\\] )+ )
+      )
+    | (?P<operator> && | \|\|? &? | ;+ | & )
+    | (?P<other> . )
+    """,
+    re.VERBOSE,
+)
+
+# Words before a command that leave it as it is.
+_BEFORE = ("do", "then", "else", "{", "(", "!", "time", "nohup", "exec", "env")
+
 # Launchers with options of their own, which stand before the script.
 _LAUNCHERS = ("accelerate", "torchrun", "deepspeed", "python", "python3")
 _YAML = (".yaml", ".yml", ".json")
@@ -40,8 +59,7 @@ class Command:
 def find_command(source: str | Sequence[str]) -> Command | None:
     """Returns the command with the most settings in a shell script or in words; None if there is none."""
     if not isinstance(source, str):
-        words = shlex.split(source[0]) if len(source) == 1 else list(source)
-        found = [_command(words)]
+        found = find_commands(source[0]) if len(source) == 1 else [_command(list(source))]
     else:
         found = find_commands(source)
     usable = [command for command in found if command.values or command.config]
@@ -58,8 +76,8 @@ def _split(script: str) -> list[list[str]]:
     """Splits a script into words, with its own variables filled in."""
     variables: dict[str, str] = {}
     commands: list[list[str]] = []
-    for line in script.replace("\\\n", " ").splitlines():
-        text = _VARIABLE.sub(lambda match: variables.get(match[1], match[2] or match[0]), line)
+    for part in (part for line in script.replace("\\\n", " ").splitlines() for part in _parts(line)):
+        text = _VARIABLE.sub(lambda match: variables.get(match[1], match[2] or match[0]), part)
         assigned = _ASSIGNED.fullmatch(text)
         try:
             words = shlex.split(text, comments=True)
@@ -70,6 +88,23 @@ def _split(script: str) -> list[list[str]]:
         elif words:
             commands.append(words)
     return commands
+
+
+def _parts(line: str) -> list[str]:
+    """Returns the commands of one line: what operators such as `&&` and `|` divide, without redirections.
+
+    >>> _parts("cd x && trl sft --config a.yaml 2>&1 | tee 'a|b'")
+    ['cd x', 'trl sft --config a.yaml', "tee 'a|b'"]
+    """
+    parts = [""]
+    for piece in _PIECE.finditer(line):
+        if piece["operator"]:
+            parts.append("")
+        elif piece["redirection"]:
+            parts[-1] += " "
+        elif not piece["comment"]:
+            parts[-1] += piece[0]
+    return [part.strip() for part in parts]
 
 
 def _command(words: Sequence[str]) -> Command:
@@ -98,7 +133,8 @@ def _processes(words: Sequence[str]) -> int:
 
 def _after_launcher(words: list[str]) -> list[str]:
     """Removes a launcher and its options: everything before the script that it starts."""
-    while words and "=" in words[0] and not words[0].startswith("-"):  # variables of the command's environment
+    # Variables of the command's environment have a `=`.
+    while words and (words[0] in _BEFORE or ("=" in words[0] and not words[0].startswith("-"))):
         words = words[1:]
     if words and words[0].rpartition("/")[2] in _LAUNCHERS:
         script = next((n for n, word in enumerate(words) if word.endswith(".py") and not word.startswith("-")), None)
@@ -111,7 +147,8 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     name = ""
     for word in words:
         if word.startswith("--"):
-            name, equals, text = word[2:].replace("-", "_").partition("=")
+            name, equals, text = word[2:].partition("=")
+            name = name.replace("-", "_")  # of the name alone: a value such as `trl-lib/rows` has hyphens of its own
             settings[name] = parse_scalar(text) if equals else True
             if not equals and name.startswith("no_") and name != "no_cuda":  # how transformers' parser says false
                 name = name.removeprefix("no_")

@@ -95,6 +95,7 @@ def _data(draft: Draft) -> None:
     sources: list[str | dict[str, Any]] = []
     preambles: list[bool] = []
     plain: list[bool] = []
+    marked: list[bool] = []
     columns_from = ("datasets", "pretraining_dataset")
     given_any = False
     for name in columns_from:
@@ -112,12 +113,15 @@ def _data(draft: Draft) -> None:
             sources += found.sources
             preambles.append(found.alpaca)
             plain.append(found.plain)
+            marked.append(found.marked)
             if found.template is not None:
                 draft.become(f"{where}.chat_template", found.template, built_in(found.template))
     if sources:
         draft.set("datasets", [_name(source) for source in sources], simplified(sources))
     elif not given_any:
         draft.missing("datasets", None, NO_DATA, "data.train")
+    if any(marked):
+        _marked(draft, marked)
     if plain and all(plain):
         draft.take("chat_template")
         draft.set("datasets.type", "texts", {"data.chat": False}, "prompts as they are, without a chat template")
@@ -130,6 +134,19 @@ def _data(draft: Draft) -> None:
     tests = draft.take("test_datasets")
     if tests:
         _test(draft, tests)
+
+
+def _marked(draft: Draft, marked: Sequence[bool]) -> None:
+    """Of some data sets, only marked turns are in the loss."""
+    if all(marked):
+        draft.set("datasets.roles_to_train", [], {"data.train_on": "marked"}, "turns with `train: true`, as there")
+        if draft.take("train_on_inputs"):
+            draft.own("train_on_inputs", True, "the marks of the turns decide, there as here")
+    else:
+        reason = (
+            "`data.train_on: marked` is for all data sets; mark the turns of the others too, or train on them apart"
+        )
+        draft.missing("datasets.roles_to_train", [], reason, "data.train_on")
 
 
 def _test(draft: Draft, tests: list[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lamina.migration.draft import Draft
 from lamina.migration.sources import hub_path, sliced, source
+from lamina.migration.turns import role_of
 
 _PREAMBLE = (
     "Below is an instruction that describes a task"
@@ -86,6 +87,10 @@ _KNOWN = {
 }
 
 
+# The field of a turn that says whether it is in the loss.
+_MARK = "train"
+
+
 class Unreadable(ValueError):
     """A setting of a data set has no counterpart.
 
@@ -108,12 +113,14 @@ class Source:
         alpaca: Whether its rows are Alpaca's own text rather than a chat.
         plain: Whether its rows are texts that no template renders.
         template: A chat template that it names for itself.
+        marked: Whether its turns say themselves which of them are in the loss.
     """
 
     sources: list[str | dict[str, Any]]
     alpaca: bool = False
     plain: bool = False
     template: str | None = None
+    marked: bool = False
 
 
 def read_source(item: Any, where: str, draft: Draft) -> Source:
@@ -124,6 +131,8 @@ def read_source(item: Any, where: str, draft: Draft) -> Source:
     """
     if isinstance(item, str):
         item = {"path": item}
+    if isinstance(item, Mapping) and where.startswith("pretraining_dataset"):  # the default type there
+        item = {**item, "type": item.get("type") or "pretrain"}
     if not isinstance(item, Mapping) or not isinstance(item.get("path"), str):
         raise Unreadable(where, item, "a data set is a mapping with a `path`")
     for name in set(item) - _KNOWN:
@@ -144,8 +153,11 @@ def read_source(item: Any, where: str, draft: Draft) -> Source:
     settings, alpaca = _format(item, where)
     listed = [source(path, **settings, **limits) for path in _paths(item, split)]
     template = item.get("chat_template_jinja") or item.get("chat_template")
-    plain = isinstance(item.get("type"), Mapping)
-    return Source(listed, alpaca, plain, None if template in (None, "tokenizer_default") else str(template))
+    kind = item.get("type")
+    if isinstance(kind, Mapping) and kind.get("system_prompt") and kind.get("field_system"):
+        draft.own(f"{where}.type.system_prompt", kind["system_prompt"], "field_system decides, there as here")
+    named = None if template in (None, "tokenizer_default") else str(template)
+    return Source(listed, alpaca, isinstance(kind, Mapping), named, _is_marked(item))
 
 
 def _paths(item: Mapping[str, Any], split: str | None) -> list[str]:
@@ -214,8 +226,22 @@ def _chat(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"format": "messages", "columns": columns}
 
 
+def _is_marked(item: Mapping[str, Any]) -> bool:
+    """Returns whether no role is in the loss, but turns that are marked: `_check_turns` has found the marks."""
+    return item.get("roles_to_train") == [] and item.get("message_field_training") == _MARK
+
+
 def _check_turns(item: Mapping[str, Any], where: str) -> None:
-    trained = item.get("roles_to_train")
+    trained, mark = item.get("roles_to_train"), item.get("message_field_training")
+    if mark and mark != _MARK:
+        reason = f"a turn says in `{_MARK}` whether it is in the loss; rename the field in the rows"
+        raise Unreadable(f"{where}.message_field_training", mark, reason)
+    if trained == [] and not mark:
+        reason = (
+            f"no turn would be in the loss; `message_field_training: {_MARK}` takes the turns that are marked, and "
+            "without roles_to_train all answers are in it"
+        )
+        raise Unreadable(f"{where}.roles_to_train", trained, reason)
     if trained and [str(each) for each in trained] not in (
         ["assistant"],
         ["gpt"],
@@ -227,23 +253,12 @@ def _check_turns(item: Mapping[str, Any], where: str) -> None:
         raise Unreadable(
             f"{where}.train_on_eos", item["train_on_eos"], "each answer's stop token is in the loss with it"
         )
-    known = {
-        "human",
-        "user",
-        "gpt",
-        "assistant",
-        "model",
-        "chatgpt",
-        "system",
-        "tool",
-        "function",
-        "observation",
-        "ipython",
-    }
     for role, names in (item.get("roles") or {}).items():
-        others = set(map(str, names)) - known
+        wanted = role_of(str(role))
+        others = sorted(name for name in map(str, names) if not wanted or role_of(name) != wanted)
         if others:
-            raise Unreadable(f"{where}.roles.{role}", names, f"turns of {', '.join(sorted(others))} are no known roles")
+            reason = f"turns of {', '.join(others)} are not read as those of {role}; rename the roles in the rows"
+            raise Unreadable(f"{where}.roles.{role}", names, reason)
     thinking = item.get("field_thinking")
     if thinking and thinking not in ("reasoning_content", "thinking"):
         raise Unreadable(f"{where}.field_thinking", thinking, "reasoning is in `reasoning_content` or `thinking`")
@@ -275,11 +290,11 @@ def _preference(item: Mapping[str, Any], where: str, variant: str) -> dict[str, 
 
 def _user_defined(kind: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A format of the user's own: `{field_instruction, field_input, field_output, format, no_input_format}`."""
-    for name in ("system_format",):
-        if kind.get(name) not in (None, "", "{system}"):
-            raise Unreadable(f"{where}.type.{name}", kind[name], "fill the fields with `columns`")
+    system, form = kind.get("field_system"), kind.get("system_format")
+    if system and form not in (None, "", "{system}"):
+        raise Unreadable(f"{where}.type.system_format", form, "fill the fields with `columns`")
     instruction, given = kind.get("field_instruction") or "instruction", kind.get("field_input") or "input"
-    answer, system = kind.get("field_output") or "output", kind.get("field_system")
+    answer = kind.get("field_output") or "output"
     has_input = f"{given} is defined and {given}"
     with_input = _filled(str(kind.get("format") or "{instruction} {input}"), instruction, given)
     without = _filled(str(kind.get("no_input_format") or kind.get("format") or "{instruction}"), instruction, given)
@@ -292,7 +307,17 @@ def _user_defined(kind: Mapping[str, Any], where: str) -> dict[str, Any]:
             "prompt": str(kind.get("field_prompt") or "prompt"),
             "completion": str(kind.get("field_completion") or answer),
         }
+    if kind.get("system_prompt") and not system and form != "":  # an empty format leaves it out
+        before = _literal(str(form or "{system}").replace("{system}", str(kind["system_prompt"])))
+        if "{{" not in columns["prompt"]:
+            columns["prompt"] = f"{{{{ {columns['prompt']} }}}}"
+        columns["prompt"] = f"{before}{columns['prompt']}"
     return {"format": "prompt_completion", "columns": {**({"system": str(system)} if system else {}), **columns}}
+
+
+def _literal(text: str) -> str:
+    """Returns a text as a part of a Jinja template, which writes it as it is."""
+    return f"{{% raw %}}{text}{{% endraw %}}" if "{" in text else text
 
 
 def _filled(text: str, instruction: str, given: str) -> str:

@@ -17,6 +17,7 @@ from lamina.migration.draft import Draft
 from lamina.migration.freeze import SETTINGS, adapt_new_blocks, freeze
 from lamina.migration.settle import settle
 from lamina.migration.sources import NO_DATA, evaluation_sets, first_names, hub_path, simplified, sliced, source
+from lamina.migration.turns import turns_template
 
 INFO = "dataset_info.json"
 _MEDIA = ("images", "videos", "audios")
@@ -230,12 +231,16 @@ def _format(entry: Mapping[str, Any], columns: Mapping[str, Any], tags: Mapping[
     formatting = entry.get("formatting", "alpaca")
     fields = {"system": "system", "tools": "tools", "kto_tag": "label", "chosen": "chosen", "rejected": "rejected"}
     if formatting in ("sharegpt", "openai"):
-        if tags.get("role_tag", "from") not in ("from", "role") or tags.get("content_tag", "value") not in (
-            "value",
-            "content",
-        ):
-            raise _NoData("turns have `role` or `from`, `content` or `value`")
         mapped = first_names(columns, {"messages": "messages", **fields})
+        try:
+            own_turns = turns_template(mapped.get("messages", "conversations"), tags)
+        except ValueError as error:
+            raise _NoData(str(error)) from None
+        if own_turns and (entry.get("ranking") or mapped.get("label")):
+            named = ", ".join(f"{name}: {value}" for name, value in tags.items())
+            raise _NoData(f"in pairs and labeled rows, turns have the usual names and roles, not {named}")
+        if own_turns:
+            return {"format": "messages", "columns": {**mapped, "messages": own_turns}}
         if entry.get("ranking"):
             return {"format": "preference", "columns": {"messages": "conversations", **mapped}}
         if mapped.get("label"):

@@ -11,7 +11,7 @@ from lamina.dialects.outcome import Entry
 from lamina.dialects.trl import CPO, DPO, KTO, PREFERENCE, SFT
 from lamina.migration.draft import Draft
 from lamina.migration.settle import settle
-from lamina.migration.sources import NO_DATA, hub_path, simplified, source
+from lamina.migration.sources import NO_DATA, hub_path, simplified, sliced, source
 
 TABLES: dict[str, Mapping[str, Entry]] = {
     "cross_entropy": SFT,
@@ -33,6 +33,10 @@ DEFAULTS: dict[str, Any] = {
     "data.packing": False,
     "seed": 42,
 }
+_UNLIMITED = (
+    "nothing is cut, as there: data.max_length follows the rows, up to the model's positions and 4,096 tokens; longer "
+    "conversations are dropped and counted, and longer texts split; a larger data.max_length keeps them whole"
+)
 LEARNING_RATES = {
     "cross_entropy": 2e-5,
     "dpo": 1e-6,
@@ -57,10 +61,25 @@ def read(draft: Draft, words: Sequence[str]) -> None:
     _method(draft)
     draft.look_up(TABLES.get(loss, SFT), ("model_name_or_path",))
     _evaluation(draft)
-    draft.default({"train.learning_rate": LEARNING_RATES.get(loss, 2e-5), **DEFAULTS})
+    draft.default({"train.learning_rate": LEARNING_RATES.get(loss, 2e-5), **default_values(draft)})
     if loss == "cross_entropy" and "data.train_on" not in draft.values:
         _in_the_loss(draft)
     settle(draft)
+
+
+def default_values(draft: Draft, values: Mapping[str, Any] = DEFAULTS) -> dict[str, Any]:
+    """Returns what TRL does by default. `max_length: null`, which is no limit there, has no default: it was given.
+
+    Args:
+        draft: The translation, whose table has been looked up.
+        values: TRL's defaults by lamina's keys.
+    """
+    if draft.given.get("max_length", ...) is not None or "data.max_length" in draft.values:
+        return dict(values)
+    draft.own("max_length", None, _UNLIMITED)
+    if draft.values.get("data.overlong") == "cut":
+        draft.drop("data.overlong", "without max_length, nothing is cut")
+    return {key: value for key, value in values.items() if key not in ("data.max_length", "data.overlong")}
 
 
 def _loss(draft: Draft, words: Sequence[str]) -> str:
@@ -114,16 +133,50 @@ def _data(draft: Draft) -> None:
     elif name and not isinstance(name, str):
         draft.missing("dataset_name", name, "it is one name; several are a `dataset_mixture`", "data.train")
     elif name:
-        local = _local(draft, name)
-        draft.set("dataset_name", name, {"data.train": local or hub_path(name, configuration, train_split)})
-        strategy = str(draft.given.get("eval_strategy", draft.given.get("evaluation_strategy", "no")))
-        if local and Path(local).is_file():  # it has no other split
-            return
-        if strategy not in ("no", "False"):
-            split = test_split or "test"
-            draft.set("dataset_test_split", split, {"data.eval": f"{local or hub_path(name, configuration)}:{split}"})
+        _named(draft, name, configuration, train_split, test_split)
     else:
         draft.missing("dataset_name", None, NO_DATA, "data.train")
+
+
+def _named(draft: Draft, name: str, configuration: Any, train_split: Any, test_split: Any) -> None:
+    """Reads one data set: a file, a folder with splits, or one of the hub."""
+    local = _local(draft, name)
+    is_file = bool(local) and Path(local).is_file()
+    if is_file and configuration:
+        draft.missing("dataset_config", configuration, "a file has no configurations; give the path of its file")
+    values: dict[str, Any] = {"data.train": hub_path(name, configuration, train_split)}
+    if local:  # a slice is a part of a name of the hub alone
+        split, limits = _part(draft, train_split)
+        if is_file and split not in (None, "", "train"):
+            reason = "a file has no splits; `data.train` is the path of the file with these rows"
+            draft.missing("dataset_train_split", train_split, reason, "data.train")
+        values = simplified([source(local if is_file else hub_path(local, configuration, split), **limits)])
+    draft.set("dataset_name", name, values)
+    strategy = str(draft.given.get("eval_strategy", draft.given.get("evaluation_strategy", "no")))
+    if strategy in ("no", "False"):
+        if test_split:
+            draft.own("dataset_test_split", test_split, "without eval_strategy, nothing is evaluated, there as here")
+    elif is_file:
+        if test_split:
+            reason = "a file has no splits; `data.eval` is the path of the file with these rows, or a share"
+            draft.missing("dataset_test_split", test_split, reason, "data.eval")
+    else:
+        split = test_split or "test"
+        draft.set("dataset_test_split", split, {"data.eval": f"{hub_path(local or name, configuration)}:{split}"})
+
+
+def _part(draft: Draft, given: Any) -> tuple[str | None, dict[str, Any]]:
+    """Returns the split and the limits of a local source for `train[:500]`."""
+    try:
+        split, limits = sliced(None if given is None else str(given))
+    except ValueError as error:
+        draft.missing("dataset_train_split", given, str(error), "data.train")
+        return None, {}
+    if "weight" in limits:
+        draft.own("dataset_train_split", given, "that share of the rows, drawn by seed, not the first ones")
+    elif limits:
+        draft.own("dataset_train_split", given, "the first rows alone (`max_rows`)")
+    return split, limits
 
 
 def _local(draft: Draft, name: str) -> str:
