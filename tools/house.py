@@ -68,7 +68,7 @@ ORDER = [
 
 # The same within a room, for the packages in it; `*` is every file that is not named.
 INSIDE = {
-    "migration": ["draft", "settle", "sources", "arguments", "foreign", "axolotl_data", "*", "translate"],
+    "migration": ["draft", "settle", "sources", "arguments", "foreign", "turns", "axolotl_data", "*", "translate"],
     "dialects": ["outcome", "values", "templates", "training_arguments", "peft", "*", "hints"],
     "config": ["section", "targets", "families", "methods", "losses", "optimizers", "*"],
     "data": ["example", "read", "formats", "*"],

@@ -297,3 +297,16 @@ def test_a_formatting_function_that_fails_names_the_row(tmp_path: Path) -> None:
     ) as found:
         store_rows([{"a": 1, "b": 2}, {"a": 1, "b": None}], tmp_path, "train", lambda row: f"{row['b']}")
     assert isinstance(found.value.__cause__, KeyError)  # a gap is not among the columns: it would be written "None"
+
+
+@pytest.mark.parametrize("kind", [None, "numpy", "torch", "arrow"])
+def test_numbers_of_classes_become_their_names(kind: str | None) -> None:
+    names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=names)
+    assert [row["label"] for row in rows_in(data.with_format(kind), "train")] == ["pos", "neg", None]
+
+
+def test_two_columns_of_one_name_are_an_error_in_an_arrow_table() -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
+    with pytest.raises(DataError, match="train: has several columns with the name 'text'"):
+        list(rows_in(table, "train"))

@@ -16,7 +16,7 @@ import lamina
 from lamina.adapters.load import load
 from lamina.config import load_config
 from lamina.config.methods.lora import LoraConfig
-from lamina.errors import ConfigError, DataError, RunError
+from lamina.errors import ConfigError, DataError, RunError, StorageError
 from lamina.runs.events import Evaluation, Event, Step
 from tests.support.training import write_rows
 
@@ -247,3 +247,28 @@ def test_folders_are_new_ones(
     del short["output_dir"]
     first, second = (lamina.train(data=rows, **{**short, "max_steps": 1}) for _ in range(2))
     assert first.path != second.path and first.path.parent == Path("runs")
+
+
+def test_errors_about_the_folder_say_what_to_do_in_python(rows: list[dict[str, Any]], short: dict[str, Any]) -> None:
+    folder = Path(short["output_dir"])
+    folder.write_text("a file")
+    with pytest.raises(StorageError, match=r"run: .*a file is in the place of a folder"):
+        lamina.train(data=rows, **short)
+    folder.unlink()
+    with pytest.raises(
+        ConfigError, match=r"^resume: finds no run .*lamina\.train\('FOLDER/config\.yaml', resume=True\)"
+    ):
+        lamina.train(data=rows, resume=True, **short)
+    run = lamina.train(data=rows, **short)
+    with pytest.raises(RunError, match="pass resume=True to go on") as caught:
+        lamina.train(data=rows, **short)
+    assert "--" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"'nope' is not a metric of this run\. Fix: use one of loss, "):
+        run.plot("nope")
+
+
+def test_columns_of_a_frame_may_be_numbers(rows: list[dict[str, Any]], short: dict[str, Any]) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([list(row.values()) for row in rows])
+    run = lamina.train(data=frame, columns={"prompt": 0, "completion": 1}, **{**short, "max_steps": 1})
+    assert run.config.data.columns == {"prompt": "0", "completion": "1"}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import lamina
+from lamina.models.vocabulary import positions_in
 from tests.support.cli import ROWS, Cli, write_rows
 
 
@@ -165,3 +166,64 @@ def test_labels_that_are_answers_and_columns_of_other_names(data: Path, cli: Cli
     assert "(3 classes)" in cli("init", named, "--column", "text=body", "--column", "label=topic").err
     found = lamina.load_config("n.yaml")
     assert (found.loss.type, found.data.columns) == ("classification", {"text": "body", "label": "topic"})
+
+
+def test_the_data_is_never_written_over(data: Path, cli: Cli, tmp_path: Path) -> None:
+    before = data.read_bytes()
+    Path("link.yaml").symlink_to(data)
+    (tmp_path / "sub").mkdir()
+    for target in (data, "./faq.jsonl", tmp_path / "sub" / ".." / "faq.jsonl", "link.yaml"):
+        assert "is the data, which would be lost" in cli("init", data, "--out", target, "--force").error()
+    assert "faq.jsonl is the data" in cli("init", ".", "--out", data, "--force").error()
+    for target in ("other.csv", "config", "faq.yaml.bak"):
+        assert "a configuration is a .yaml or .yml file" in cli("init", data, "--out", target).error()
+        assert not Path(target).exists()
+    assert data.read_bytes() == before and Path("link.yaml").is_symlink()
+    assert cli("init", data, "--out", "sub/x.YML", "--force").code == 0
+
+
+def test_a_sheet_is_trained_on_alone(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["About"])
+    sheet = book.create_sheet("Train")
+    for row in [("question", "answer"), *((f"q{i}", f"a{i}") for i in range(12))]:
+        sheet.append(row)
+    book.save(tmp_path / "book.xlsx")
+    result = cli("train", "book.xlsx:Train", f"model={model_folder}", "--dry-run", "--json").json()
+    assert (result["config"]["output_dir"], result["plan"]["train_rows"]) == ("runs/book-Train", 11)
+    assert "book-Train.yaml (12 rows" in cli("init", "book.xlsx:Train", "--model", model_folder).out
+    assert cli("train", "book-Train.yaml", "--dry-run", "--json").json()["plan"]["train_rows"] == 11
+    assert "has no sheet 'Tain'; it has Sheet, Train" in cli("train", "book.xlsx:Tain", "--dry-run").error()
+    plan = cli("train", "book.xlsx", f"model={model_folder}", "--dry-run", "--json").json()["plan"]
+    assert any("reads the sheet 'Train', and not 'Sheet'" in line for line in plan["data_report"])
+
+
+def test_a_dry_run_follows_the_models_positions(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
+    positions = positions_in(model_folder)
+    assert positions is not None
+    rows = [{"prompt": f"q{i}", "completion": "a" * (4 * positions if i % 2 else 1)} for i in range(20)]
+    data = write_rows(tmp_path / "long.jsonl", rows)
+    plan = cli("train", data, f"model={model_folder}", "data.max_dropped=1", "--dry-run", "--json").json()["plan"]
+    assert plan["longest"] <= positions and str(positions) in plan["micro_batch"].replace(",", "")
+    assert any(f"the model has {positions:,} positions" in line for line in plan["data_report"])
+    message = cli("train", data, f"model={model_folder}", f"data.max_length={positions + 1}", "--dry-run").error()
+    assert f"data.max_length: {positions + 1} is more than the model's {positions} positions" in message
+    found = cli("data", "check", data, "--model", model_folder, "--json").json()["findings"]
+    (advice,) = (finding["advice"] for finding in found if finding["code"] == "longer_than_max_length")
+    assert "Raise" not in advice and f"the model has {positions:,} positions" in advice
+
+
+def test_columns_are_not_asked_for_where_they_cannot_help(cli: Cli, tmp_path: Path) -> None:
+    turns = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    data = write_rows(tmp_path / "mixed.jsonl", [turns, ROWS[0]] * 4)
+    message = cli("init", data).error()
+    assert "--column" not in message and "data.train=[a.jsonl, b.jsonl]" in message
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--rows", "1"], ["--row", "2"]])
+def test_rows_of_no_format_are_an_error_in_every_view(cli: Cli, tmp_path: Path, options: list[str]) -> None:
+    data = write_rows(tmp_path / "odd.jsonl", [{"a": "b"}] * 8)
+    result = cli("data", "show", data, *options)
+    assert result.code == 1 and "unknown format; the columns are 'a'" in result.err
+    assert "not parsed" not in result.out

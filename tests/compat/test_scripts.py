@@ -188,7 +188,10 @@ def test_settings_without_a_method_of_lamina_s_own_are_peft_s(model_folder: Path
 def test_parts_of_transformers_trainer(tmp_path: Path, model_folder: Path) -> None:
     absent = {"data_collator": None, "compute_metrics": None, "optimizers": (None, None)}
     args = SFTConfig(output_dir=str(tmp_path / "out"), **SHORT)
-    assert SFTTrainer(str(model_folder), args, train_dataset=ROWS, peft_config=lora(), **absent).config.train.max_steps == 2
+    assert (
+        SFTTrainer(str(model_folder), args, train_dataset=ROWS, peft_config=lora(), **absent).config.train.max_steps
+        == 2
+    )
     with pytest.raises(ConfigError, match="data_collator: has no counterpart") as found:
         SFTTrainer(str(model_folder), args, train_dataset=ROWS, data_collator=object(), compute_metrics=print)
     assert [problem.field for problem in found.value.problems] == ["data_collator", "compute_metrics"]

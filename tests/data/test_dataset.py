@@ -334,3 +334,9 @@ def test_rows_that_only_call_teach_the_token_that_ends_a_call(write: Callable[..
         dataset = build_dataset(config, template_of(reasoning_tokenizer(name), config), 2, 0)
         assert dataset.train.pieces.teaches_stop.all()
         assert not [note for note in dataset.report.notes if "do not have the stop token" in note]
+
+
+def test_a_column_without_a_name_is_called_that(build: Build) -> None:
+    """`DataFrame.to_csv` writes the index under an empty name."""
+    lines = build([{"": str(i), **pair(f"q{i}", "a")} for i in range(3)]).report.lines()
+    assert any(line.endswith("columns not used: (a column without a name)") for line in lines)

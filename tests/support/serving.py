@@ -40,6 +40,27 @@ KEYS: Mapping[str, Any] = {USER: "user", ADMIN: "admin"}
 BASE = "base"
 
 
+# A template whose answers begin with an empty section for reasoning, which a switch writes into the prompt.
+THINKING = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['role'] == 'assistant' %}<think>
+{{ message.get('reasoning_content', '') }}
+</think>
+
+{% endif %}{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}
+"""
+
+
+def thinking_template() -> ChatTemplate:
+    """The template `THINKING`."""
+    return build_template(build_tokenizer(), "thinking.jinja", text=THINKING)
+
+
 def facts_of(name: str, path: str | Path = "runs/a", digest: str | None = None) -> AdapterFacts:
     """What is known of an adapter that is none."""
     return AdapterFacts(name, Path(path), digest or f"sha256:{name}", "lora", None, (), False, True, 1024, 0, None)
@@ -59,6 +80,8 @@ class FakeEngine:
         default_factory=lambda: {"base.tensors": "1", "template": "2", "engine.lamina": "3"}
     )
     digest: str = "sha256:engine"
+    templates: Mapping[str, ChatTemplate] = field(default_factory=dict)
+    is_alive: bool = True
 
     def __post_init__(self) -> None:
         self.asked: list[Request] = []
@@ -80,7 +103,8 @@ class FakeEngine:
             raise ConfigError(Problem("request.adapter", f"{request.adapter!r} is not loaded", "load it first"))
         text = request.prompt
         if request.messages is not None:
-            text = self.template.render(request.messages, request.tools, True, request.template_kwargs)
+            template = self.template_of(request.adapter)
+            text = template.render(request.messages, request.tools, True, request.template_kwargs)
         ids = list(request.token_ids or self.template.tokenizer(text, add_special_tokens=False).input_ids)
         if not ids:
             raise DataError("the prompt has no tokens. Fix: write something.")
@@ -114,6 +138,9 @@ class FakeEngine:
 
     def close(self, drain: float = 0.0) -> None:
         return
+
+    def template_of(self, adapter: str | None) -> ChatTemplate:
+        return self.templates.get(adapter or "", self.template)
 
     def _work(self, request: Request, deliver: Callable[[Piece | BaseException], None], ticket: FakeTicket) -> None:
         sampling, written = request.sampling, self.write(request)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lamina import files
-from lamina.data.read.columns import without_gaps
+from lamina.data.read.columns import check_names, classes_in, classes_of, with_classes, without_gaps
 from lamina.data.read.times import TIMES, time_text
-from lamina.errors import DataError
+from lamina.errors import DataError, StorageError
 
 # What a function of the user's makes of a row: a text, a conversation, or another row.
 Formatting = Callable[[dict[str, Any]], str | list[dict[str, Any]] | dict[str, Any]]
@@ -57,7 +57,10 @@ def store_rows(data: object, folder: Path, name: str, formatting: Formatting | N
     content = ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")
     path = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:_DIGITS]}.jsonl"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError.wrap(error, folder, "creating the folder") from error
         files.write_bytes(path, content)
     return path
 
@@ -111,10 +114,15 @@ def _raw_rows(data: Any, name: str) -> Iterable[Any]:
     if hasattr(data, "to_dict") and hasattr(data, "columns") and hasattr(data, "iloc"):  # pandas
         return map(without_gaps, _of_frame(data, name))
     if hasattr(data, "to_pylist"):  # Arrow
-        return map(without_gaps, data.to_pylist())
+        if not hasattr(data, "schema"):  # a column of its own
+            return map(without_gaps, data.to_pylist())
+        check_names(data.schema.names, name)
+        classes = classes_in(data.schema)
+        return (with_classes(without_gaps(row), classes) for row in data.to_pylist())
     if hasattr(data, "features") and hasattr(data, "with_format"):  # datasets
         is_table = (getattr(data, "format", None) or {}).get("type") in _TABLE_FORMATS
-        return map(without_gaps, data.with_format(None) if is_table else data)
+        classes = classes_of(data.features)
+        return (with_classes(without_gaps(row), classes) for row in (data.with_format(None) if is_table else data))
     is_list = not isinstance(data, Mapping | str | bytes)
     if is_list and hasattr(data, "__iter__"):
         return data

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.api.rows import Formatting, is_column, is_columns, store_rows
-from lamina.config.shorthand import is_data_file
+from lamina.data.named import names_data
 from lamina.data.read.open import read_rows
 from lamina.data.read.splits import kind_of
 from lamina.errors import ConfigError, Problem
@@ -136,7 +136,7 @@ def _names_files(given: Any) -> bool:
 def _is_source(item: Any) -> bool:
     if isinstance(item, str):  # what looks like the name of data is one, also if it is not there: the error says so
         is_short = len(item) < _LONGEST_NAME and "\n" not in item
-        return is_short and (is_data_file(item) or _HUB_ID.fullmatch(item) is not None or Path(item).exists())
+        return is_short and (names_data(item) or _HUB_ID.fullmatch(item) is not None or Path(item).exists())
     return isinstance(item, Path) or (isinstance(item, Mapping) and isinstance(item.get("path"), str | Path))
 
 

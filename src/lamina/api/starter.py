@@ -13,9 +13,9 @@ import yaml
 
 from lamina import files
 from lamina.config import Config, load_config
-from lamina.config.shorthand import run_name
-from lamina.data.formats import DETECT_ROWS
+from lamina.data.formats import DETECT_ROWS, is_mappable
 from lamina.data.labels import LabelReading, read_labels
+from lamina.data.named import name_of_run
 from lamina.data.read import RawRow, find_files, rows_of
 from lamina.data.source import SourceReader
 from lamina.errors import ConfigError, DataError, Problem
@@ -126,14 +126,17 @@ def write_starter(
         force: Overwrite the file.
 
     Raises:
-        ConfigError: The file exists, or the format of the rows is not recognized.
+        ConfigError: The file exists, is no .yaml file or is the data, or the format of the rows is not recognized.
         DataError: The data cannot be read.
         StorageError: The file cannot be written.
     """
+    _check_out(data, path)
     if path.exists() and not force:
         raise ConfigError(Problem("--out", f"{path} exists", "choose another name, or add --force"))
     facts = look_at(data, columns)
     if not facts.format and not facts.columns:  # nothing could be read
+        raise DataError(facts.refusal)
+    if not facts.format and not is_mappable(facts.refusal):
         raise DataError(facts.refusal)
     if not facts.format:
         raise ConfigError(
@@ -149,6 +152,20 @@ def write_starter(
     load_config(yaml.safe_load(text))  # what is written is a configuration
     files.write_text(path, text)
     return Starter(path, facts.rows, facts.format, length, facts.labels.line if facts.labels else "")
+
+
+def _check_out(data: str, path: Path) -> None:
+    """Refuses a target that is the data, also through a link, or that would not be read as a configuration.
+
+    Raises:
+        ConfigError: It is one of these.
+    """
+    other = default_path(data)
+    files_of_data = [file.path for file in find_files(data, "DATA") if file.path is not None] if path.exists() else []
+    if any(file.exists() and file.samefile(path) for file in files_of_data):
+        raise ConfigError(Problem("--out", f"{path} is the data, which would be lost", f"write to {other}"))
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(Problem("--out", f"got {path}; a configuration is a .yaml or .yml file", f"write to {other}"))
 
 
 def _text(data: str, path: Path, model: str, columns: Mapping[str, str] | None, facts: DataFacts, length: int) -> str:
@@ -200,7 +217,7 @@ seed: 0
 
 def default_path(data: str) -> Path:
     """Returns where the configuration for a data file goes: beside nothing, in the working folder."""
-    return Path(f"{run_name(Path(data))}.yaml")
+    return Path(f"{name_of_run(data)}.yaml")
 
 
 def _scalar(text: str) -> str:

@@ -7,6 +7,7 @@ resumed, evaluated and merged like any other.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,11 +23,11 @@ from lamina.api.settings import plain_settings, with_settings
 from lamina.api.sources import NOT_GIVEN, Sources, Store, find_sources, only_names, rows_store, stored
 from lamina.config import DEFAULT_METHOD, Config, load_config, only_given, resolved_values
 from lamina.config.aliases import ALIASES
-from lamina.config.shorthand import is_data_file
 from lamina.data.labels import read_labels
+from lamina.data.named import names_data
 from lamina.distributed.member import member
 from lamina.distributed.world import ALONE, World
-from lamina.errors import ConfigError, LaminaError, Problem
+from lamina.errors import ConfigError, LaminaError, Problem, RunError, StorageError
 from lamina.models.loaded import as_base, check_bare, check_kind, find_source
 from lamina.models.source import find_model
 from lamina.models.stored import read_config
@@ -121,7 +122,7 @@ def train(
         values["model"] = str(model) if in_memory is None else "in memory"
     if method is not None:
         values["method"] = plain_settings(method_values(method, _model_type(in_memory, values)))
-    values = with_settings(values, settings)
+    values = _with_column_names(with_settings(values, settings))
     if "output_dir" not in values and (data is not None or in_memory is not None):
         values["output_dir"] = str(_new_folder(values))
 
@@ -167,7 +168,7 @@ class _Inputs:
                 message = "adds tokens to a model that lamina loads, and the model is in memory"
                 fix = "give the model's name; or add the tokens to model and tokenizer yourself, and leave it out"
                 raise ConfigError(Problem(f"data.{name}", message, fix))
-        check_start(draft, resume)
+        _check_start(draft, resume)
         folder = Run(Path(draft.output_dir)).inputs
         if self.model is not None:
             values["model"] = find_source(self.model, self.tokenizer, folder, notify).ref
@@ -193,6 +194,31 @@ class _Inputs:
         return {**values, "data": {**section, **(given.section or {}), **named}}
 
 
+def _check_start(config: Config, resume: bool) -> None:
+    """Checks that a run can be started or resumed, with errors that say how in Python.
+
+    Raises:
+        ConfigError, RunError: As for `check_start`.
+        StorageError: `output_dir` is a file.
+    """
+    path = Path(config.output_dir)
+    if path.exists() and not path.is_dir():
+        raise StorageError.wrap(FileExistsError(errno.EEXIST, ""), path, "creating the run's folder")
+    try:
+        check_start(config, resume)
+    except ConfigError as error:
+        problem = error.problems[0]
+        if problem.field != "--resume":
+            raise
+        fix = (
+            "leave it out to start one; if the run lies elsewhere, give its own configuration: "
+            "lamina.train('FOLDER/config.yaml', resume=True)"
+        )
+        raise ConfigError(Problem("resume", problem.message, fix)) from None
+    except RunError as error:
+        raise RunError(str(error).replace("add --resume", "pass resume=True")) from None
+
+
 class _Tell:
     """Passes events on."""
 
@@ -202,6 +228,16 @@ class _Tell:
     def __call__(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
+
+
+def _with_column_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values with the columns of `data.columns` as text, since those of a DataFrame may be numbers."""
+    data = values.get("data")
+    columns = data.get("columns") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(columns, Mapping):
+        return values
+    named = {field: str(column) if type(column) is int else column for field, column in columns.items()}
+    return {**values, "data": {**data, "columns": named}}
 
 
 def _listeners(callbacks: Any) -> list[Callable[[Event], object]]:
@@ -232,7 +268,7 @@ def _values_of(config: Config | Mapping[str, Any] | str | Path | None) -> dict[s
 
 def _is_config(given: object) -> bool:
     """Whether the first argument is the path of a configuration, and not data."""
-    return isinstance(given, str | Path) and not is_data_file(given)
+    return isinstance(given, str | Path) and not names_data(given)
 
 
 def _model_type(model: Any, values: Mapping[str, Any]) -> str | None:

@@ -52,6 +52,7 @@ def check_data(
         wrapped=data.packing_strategy == "wrapped",
         embedding_rows=target.embedding_rows(notify, rows.template),
         max_dropped=data.max_dropped,
+        positions=target.positions(notify),
     )
     report = examine(rows, settings)
     report.files = list(rows.files)

@@ -15,6 +15,7 @@ from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
 from lamina.data.guess import guess_notes
 from lamina.data.read import DataFile, Fault
+from lamina.data.read.excel import sheet_notes
 from lamina.data.recognize import recognized_rows
 from lamina.data.source import ReadRow, SourceReader, lacks_column, open_sources
 from lamina.errors import DataError
@@ -30,12 +31,14 @@ class Rows:
         numbers: Rows to encode, by their number in each file, from 1; the others are yielded without tokens. Empty for
             all.
         files: The files that have been read.
+        refused: Why a file's rows have no format, or it cannot be read; the first one.
     """
 
     target: Target
     template: ChatTemplate | None
     numbers: frozenset[int] = frozenset()
     files: list[CheckedFile] = field(default_factory=list)
+    refused: DataError | None = None
 
     def __iter__(self) -> Iterator[CheckedRow]:
         """Yields the training side, then replayed text, then the evaluation side.
@@ -45,15 +48,17 @@ class Rows:
             DataError: None of the files has rows.
         """
         self.files.clear()
-        refused: DataError | None = None
+        self.refused = None
         listed = self._listed()
         for side, source, file in listed:
             reader = SourceReader(file, source, self.target.data.text_unit)
+            sheets = list[str]()
             try:
                 yield from self._of_file(reader, side, goes_on=len(listed) > 1)
-                refused = refused or reader.refusal
+                self.refused = self.refused or reader.refusal
+                sheets = reader.sheets
             except DataError as error:
-                refused = refused or error
+                self.refused = self.refused or error
                 message = str(error).removeprefix(f"{file.name}: ")
                 fault = Fault("unreadable_rest", reader.rows + 1, 0, message)
                 yield CheckedRow(file.name, side, ReadRow(reader.rows + 1, 0, None, fault))
@@ -66,11 +71,11 @@ class Rows:
                     rows=reader.rows,
                     ignored_columns=reader.ignored_columns,
                     skipped=list(file.skipped),
-                    notes=[*file.notes, *guess_notes(file.name, reader.guessed)],
+                    notes=[*file.notes, *sheet_notes(file.name, sheets), *guess_notes(file.name, reader.guessed)],
                 )
             )
-        if refused is not None and not any(file.format for file in self.files):
-            raise refused
+        if self.refused is not None and not any(file.format for file in self.files):
+            raise self.refused
 
     @property
     def has_eval(self) -> bool:

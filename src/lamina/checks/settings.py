@@ -30,6 +30,7 @@ class CheckSettings:
         embedding_rows: Rows of the base model's embedding; None skips the check of token ids.
         max_dropped: Largest share of a source's rows that may be dropped.
         examples: Maximum number of example rows per finding.
+        positions: The base model's positions, beyond which `max_length` cannot be raised; None if unknown.
     """
 
     max_length: int
@@ -45,6 +46,7 @@ class CheckSettings:
     embedding_rows: int | None = None
     max_dropped: float = 0.5
     examples: int = 20
+    positions: int | None = None
 
     def fate(self, example: Example | None) -> str:
         """Returns what happens to an overlong row: `drop`, `cut` or `split`."""

@@ -82,7 +82,7 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
 
     Raises:
         ConfigError: There is no model, or a requested row does not exist.
-        DataError: The data has no rows.
+        DataError: The data has no rows, or no format matches them.
     """
     template = target.template(notify)
     if template is None:
@@ -91,7 +91,10 @@ def show_data(target: Target, notify: Notify, count: int = 3, numbers: Sequence[
     wanted = set(numbers)
     left = len(wanted) or count
     first_file = ""
-    for row in Rows(target, template, frozenset(wanted)):
+    rows = Rows(target, template, frozenset(wanted))
+    for row in rows:
+        if rows.refused is not None and not any(file.format for file in rows.files):
+            raise rows.refused  # nothing of it is as the model sees it
         first_file = first_file or row.place.file
         if wanted and (row.place.file != first_file or row.place.row not in wanted):
             continue

@@ -11,9 +11,9 @@ from lamina.config import DataConfig, load_config
 from lamina.config.aliases import ALIASES
 from lamina.config.losses import LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
-from lamina.config.shorthand import is_data_file
 from lamina.data.labels import read_labels
 from lamina.data.length import check_length, longest_default
+from lamina.data.named import names_data
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
 from lamina.models.new_tokens import NewTokens, add_to_tokenizer
@@ -73,9 +73,13 @@ class Target:
         Raises:
             ConfigError: It is given, and more than the model's positions.
         """
-        positions = None if self.model is None else positions_in(find_model(self.model, notify).folder)
+        positions = self.positions(notify)
         check_length(self.data, positions)
         return longest_default(self.data, positions)
+
+    def positions(self, notify: Notify) -> int | None:
+        """Returns the model's positions; None without a model, or if its config does not say."""
+        return None if self.model is None else positions_in(find_model(self.model, notify).folder)
 
 
 def find_target(
@@ -112,7 +116,7 @@ def find_target(
         values["data"] |= changes
         config = load_config(values)
     alone = {"data": {"train": named, "eval": None, **changes}}
-    reading = read_labels(load_config(alone, overrides)) if is_data_file(named) else None
+    reading = read_labels(load_config(alone, overrides)) if names_data(named) else None
     if reading is not None:
         notify(reading.line)
         config = load_config(reading.put_into(alone), overrides)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lamina.cli.bench_scale import scale
 from lamina.cli.bench_serving import serve
-from lamina.cli.output import MAX_SEED, JsonFlag, column_mapping, notify, out, pair, print_json
+from lamina.cli.output import MAX_SEED, JsonFlag, advising_column, column_mapping, notify, out, pair, print_json
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def train(
     )
     if plot is not None:
         check_plot(plot)
-    report = bench_train(settings, notify)
+    with advising_column():
+        report = bench_train(settings, notify)
     if plot is not None:
         draw(report, plot)
     if as_json:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lamina.cli.output import out
+from lamina.data.report import shown_columns
 
 if TYPE_CHECKING:
     from lamina.checks.findings import CheckedFile, CheckReport, Finding
@@ -37,7 +38,7 @@ def _file_line(file: CheckedFile) -> str:
     if file.side == "eval":
         line += ", for evaluation"
     if file.ignored_columns:
-        line += f"; columns not used: {', '.join(file.ignored_columns)}"
+        line += f"; columns not used: {shown_columns(file.ignored_columns)}"
     return line
 
 

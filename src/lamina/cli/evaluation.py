@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from lamina.cli.output import (
     JsonFlag,
     MismatchFlag,
     ModelOption,
+    advising_column,
     column_mapping,
 )
 from lamina.cli.processes import Nproc, as_one, start_processes
@@ -175,22 +177,23 @@ def evaluate(
         tasks = []
     else:
         tasks = tasks_of(task or [], data, mapping, scorers, max_new_tokens, max_rows, cluster_by)
-    evaluate_tasks(
-        subjects,
-        tasks,
-        benchmarks_of(benchmarks or "", max_rows, include_path, bool(chat)),
-        as_json,
-        against=against,
-        few_shot=few_shot or 0,
-        general=general,
-        forgetting=not no_forgetting,
-        power=power,
-        allow_leakage=allow_leakage,
-        seed=seed,
-        model=model,
-        allow_base_mismatch=allow_base_mismatch,
-        out=folder,
-    )
+    with advising_column() if data is not None else contextlib.nullcontext():
+        evaluate_tasks(
+            subjects,
+            tasks,
+            benchmarks_of(benchmarks or "", max_rows, include_path, bool(chat)),
+            as_json,
+            against=against,
+            few_shot=few_shot or 0,
+            general=general,
+            forgetting=not no_forgetting,
+            power=power,
+            allow_leakage=allow_leakage,
+            seed=seed,
+            model=model,
+            allow_base_mismatch=allow_base_mismatch,
+            out=folder,
+        )
 
 
 def _share(nproc: str | None, is_one: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.cli.answers import print_one
-from lamina.cli.output import Bars, check_target, notify, out, print_json
+from lamina.cli.output import Bars, advising_column, check_target, notify, out, print_json
 from lamina.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def evaluate_one(
     from lamina.files import write_text
 
     is_first = group is None or group.is_first
-    with Bars() as bars:
+    with advising_column() if data is not None else contextlib.nullcontext(), Bars() as bars:
         result = evaluate_adapter(
             source,
             data,

@@ -15,7 +15,7 @@ from lamina.cli.output import JsonFlag, check_target, column_mapping, err, out, 
 def init(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A data file, folder or glob.")],
     path: Annotated[
-        Path | None, typer.Option("--out", help="The file to write; by default the data file's name with .yaml.")
+        Path | None, typer.Option("--out", help="The .yaml file to write; by default the data file's name with .yaml.")
     ] = None,
     model: Annotated[
         str | None,

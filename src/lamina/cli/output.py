@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
-from lamina.errors import ConfigError, Problem, nearest
+from lamina.errors import ConfigError, DataError, Problem, nearest
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -206,6 +206,20 @@ def column_mapping(texts: list[str] | None) -> dict[str, str] | None:
             hint = nearest(name, MAPPABLE_FIELDS)
             raise ConfigError(Problem("--column", f"{name!r} is not one of {', '.join(MAPPABLE_FIELDS)}", hint))
     return mapping
+
+
+@contextlib.contextmanager
+def advising_column() -> Iterator[None]:
+    """Puts `--column` into the advice of an error about unknown columns, for commands that take no overrides."""
+    try:
+        yield
+    except DataError as error:
+        from lamina.data.formats import MAP_COLUMNS
+
+        if MAP_COLUMNS not in str(error):
+            raise
+        options = MAP_COLUMNS.replace("data.columns.", "--column ")
+        raise DataError(str(error).replace(MAP_COLUMNS, options)) from None
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -15,7 +15,7 @@ from lamina.cli.processes import as_one
 from lamina.config import Config, load_config
 from lamina.config.load import config_values
 from lamina.config.places import check_files
-from lamina.config.shorthand import is_data_file
+from lamina.data.named import names_data, values_of_sheet
 from lamina.distributed.ranks import is_one_of_several, restarts
 from lamina.distributed.words import was_said
 from lamina.errors import Interrupted
@@ -64,8 +64,8 @@ def check(config: str, overrides: list[str], resume: bool, show: bool = True) ->
     Raises:
         ConfigError, RunError: It cannot.
     """
-    checked = load_config(_translated(config, overrides, show), overrides)
-    if is_data_file(config):
+    checked = load_config(values_of_sheet(config) or _translated(config, overrides, show), overrides)
+    if names_data(config):
         checked = _with_labels(config, checked, overrides, show)
     from lamina.runs import Run, check_start  # after the configuration, whose errors are told sooner without it
 
@@ -85,7 +85,7 @@ def _with_labels(path: str, config: Config, overrides: Sequence[str], show: bool
         return config
     if show:
         notify(reading.line)
-    return load_config(reading.put_into(config_values(path)), overrides)
+    return load_config(reading.put_into(values_of_sheet(path) or config_values(path)), overrides)
 
 
 def _translated(config: str, overrides: Sequence[str], show: bool) -> str | dict[str, object]:

@@ -126,11 +126,11 @@ def build_dataset(
         train, blocks = _wrapped(train, every, batch_size * config.max_length, seed, stop)
     _account(every, train, evaluation)
     if not len(train):
-        raise DataError(nothing_left(training, config))
+        raise DataError(nothing_left(training, config, positions))
     by_set = {file.eval_set: [f for f in held_out_files if f.eval_set == file.eval_set] for file in held_out_files}
     for of_set in by_set.values():
         if not any(file.report.eval_rows for file in of_set):
-            raise DataError(nothing_left(of_set, config))
+            raise DataError(nothing_left(of_set, config, positions))
 
     notes = [
         *length_notes(given, config, positions),
@@ -143,7 +143,7 @@ def build_dataset(
         chat_template=template.name,
         stop_token=template.stop_token,
         notes=notes,
-        warnings=[*lost_rows(every, config), *read_twice(training)],
+        warnings=[*lost_rows(every, config, positions), *read_twice(training)],
     )
     plan = plan_epoch(
         train.lengths, batch_size, config.max_length, config.packing, seed, 0, config.group_by_length, blocks
@@ -189,7 +189,7 @@ def build_evaluation(
     evaluation, nothing = Side(stores, Pieces.join(parts)), Side(stores, Pieces.join([]))
     _account(opened, nothing, evaluation)
     if not len(evaluation):
-        raise DataError(nothing_left(opened, config))
+        raise DataError(nothing_left(opened, config, positions))
     report = DataReport(
         files=[file.report for file in opened],
         train=nothing.report(),
@@ -197,7 +197,7 @@ def build_evaluation(
         chat_template=template.name,
         stop_token=template.stop_token,
         notes=[note for file in opened for note in file.notes],
-        warnings=lost_rows(opened, config.model_copy(update={"max_dropped": 1.0})),
+        warnings=lost_rows(opened, config.model_copy(update={"max_dropped": 1.0}), positions),
     )
     dropped: dict[str, int] = {}
     for file in opened:

@@ -16,6 +16,7 @@ from lamina.data.encode import encode_stream
 from lamina.data.example import Example, Kind
 from lamina.data.guess import guess_notes
 from lamina.data.read import REMARKS, DataFile
+from lamina.data.read.excel import sheet_notes
 from lamina.data.read.rows import ENCODINGS, place_of
 from lamina.data.recognize import foreign_marker, recognized_rows
 from lamina.data.report import FileReport
@@ -123,6 +124,7 @@ def encode_file(
 
 
 def _notes(file: DataFile, store: TokenStore) -> Iterator[str]:
+    yield from sheet_notes(file.name, store.facts.sheets)
     yield from guess_notes(file.name, store.facts.guessed)
     if store.facts.encoding:
         yield f"{file.name}: {REMARKS[store.facts.encoding]}"
@@ -180,7 +182,7 @@ def _fill(
             last_word = time.monotonic()
             notify(f"Encoding {reader.file.name}: {row.number:,} rows ...")
     facts.format, facts.rows, facts.ignored_columns = reader.format, reader.rows, reader.ignored_columns
-    facts.guessed = reader.guessed
+    facts.guessed, facts.sheets = reader.guessed, reader.sheets
 
 
 def _column(row: ReadRow, name: str | None, reader: SourceReader) -> int:

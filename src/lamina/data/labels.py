@@ -7,6 +7,7 @@ expects the labels to be learned.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -58,7 +59,7 @@ def read_labels(config: Config) -> LabelReading | None:
 def reading_of(data: DataConfig) -> LabelReading | None:
     """Returns how to read a data file; None if it has no texts with labels."""
     (first, *_) = find_files(str(data.train), "data.train")
-    every = (row.value for row in rows_of(first) if isinstance(row, RawRow))
+    every = (row.value for row in rows_of(first, data.text_unit) if isinstance(row, RawRow))
     rows = list(islice(every, DETECT_ROWS))
     if data.columns is not None:
         columns = data.columns if set(data.columns) == {"text", "label"} else None
@@ -78,17 +79,21 @@ def reading_of(data: DataConfig) -> LabelReading | None:
         count = f"{len(classes)} classes" if len(rows) < DETECT_ROWS else f"at least {len(classes)} classes"
         line = (
             f"{what} ({count}), so a classifier is trained (loss.type=classification); "
-            "loss.type=cross_entropy trains on the texts alone, and "
-            f"data.columns={{prompt: {text}, completion: {label}}} on labels as answers"
+            f"loss.type=cross_entropy trains on the texts alone, and {_as_answers(text, label)} on labels as answers"
         )
         return LabelReading({"loss.type": "classification", **renamed}, line)
     if data.columns is None and _are_texts(labels):
         line = (
-            f"{what}, nearly all of them different, so they are answers (data.columns={{prompt: {text}, completion: "
-            f"{label}}}); loss.type=classification trains a classifier"
+            f"{what}, nearly all of them different, so they are answers ({_as_answers(text, label)}); "
+            "loss.type=classification trains a classifier"
         )
         return LabelReading({"data.columns": {"prompt": text, "completion": label}}, line)
     return None
+
+
+def _as_answers(text: str, label: str) -> str:
+    """Returns the overrides that train on labels as answers, as they are written in a shell."""
+    return shlex.join((f"data.columns.prompt={text}", f"data.columns.completion={label}"))
 
 
 def _until_another(rows: Iterable[Row], label: str, known: str) -> list[str]:

@@ -23,12 +23,13 @@ MUCH = 0.1
 _STEP = 64
 
 
-def lost_rows(files: Sequence[EncodedFile], config: DataConfig) -> list[str]:
+def lost_rows(files: Sequence[EncodedFile], config: DataConfig, positions: int | None = None) -> list[str]:
     """Returns a warning for each source that loses more than a tenth of its rows.
 
     Args:
         files: Files with complete reports; those of the same source are consecutive.
         config: The `data:` section.
+        positions: The model's positions; None if unknown.
 
     Raises:
         DataError: A source loses a larger share of its rows than `data.max_dropped`.
@@ -41,7 +42,7 @@ def lost_rows(files: Sequence[EncodedFile], config: DataConfig) -> list[str]:
         if lost <= MUCH * rows and lost <= config.max_dropped * rows:
             continue
         what = f"{of_source[0].source.path}: {lost_line(counts, rows)}"
-        advice = list(_advice(of_source, counts, config))
+        advice = list(_advice(of_source, counts, config, positions))
         if lost > config.max_dropped * rows:
             allowed = f"data.max_dropped={np.ceil(100 * lost / rows) / 100:g} accepts the loss"
             message = (
@@ -75,7 +76,9 @@ def _looked_at(files: Sequence[EncodedFile]) -> int:
     return sum(file.report.rows for file in files) - chosen
 
 
-def _advice(files: Sequence[EncodedFile], counts: dict[str, int], config: DataConfig) -> Iterator[str]:
+def _advice(
+    files: Sequence[EncodedFile], counts: dict[str, int], config: DataConfig, positions: int | None
+) -> Iterator[str]:
     """Yields what to do about lost rows, for the most frequent reason first."""
     by_cause: dict[str, int] = {}
     for reason, count in counts.items():
@@ -86,6 +89,8 @@ def _advice(files: Sequence[EncodedFile], counts: dict[str, int], config: DataCo
             lengths = np.concatenate([file.store.longest for file in files])
             enough = int(np.ceil(np.quantile(lengths, 1 - MUCH, method="higher") / _STEP)) * _STEP
             room = f"data.max_length={enough} has room for nine rows in ten"
+            if positions is not None and enough > positions:  # it would be refused
+                room = f"nine rows in ten have at most {enough:,} tokens, and the model has {positions:,} positions"
             uncut = any(file.whole_rows for file in files)
             yield room if uncut else f"{room}; data.overlong=split divides long rows into several examples"
         elif cause == "no_supervised_tokens":
@@ -98,12 +103,15 @@ def _advice(files: Sequence[EncodedFile], counts: dict[str, int], config: DataCo
             yield f"`lamina data check {path}` lists the incomplete rows; complete them, or correct data.columns"
 
 
-def nothing_left(files: Sequence[EncodedFile], config: DataConfig) -> str:
-    """Returns the error message for a source without usable rows."""
+def nothing_left(files: Sequence[EncodedFile], config: DataConfig, positions: int | None = None) -> str:
+    """Returns the error message for a source without usable rows; `positions` are the model's, None if unknown."""
     counts = {reason: 0 for file in files for reason in file.report.dropped}
     for file in files:
         for reason, rows in file.report.counts_dropped().items():
             counts[reason] += rows
     reasons = "; ".join(f"{count} rows: {DROP_REASONS[reason]}" for reason, count in counts.items())
-    fix = "; ".join(_advice(files, lost_by_reason(files), config)) or "remove the settings that exclude the rows"
+    fix = (
+        "; ".join(_advice(files, lost_by_reason(files), config, positions))
+        or "remove the settings that exclude the rows"
+    )
     return f"{files[0].source.path}: there is no usable row: {reasons}. Fix: {fix}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from lamina.chat.message import Message
@@ -37,7 +38,8 @@ def no_loss_fix(kind: str, rows: Sequence[tuple[Row, Example]], source: SourceCo
         return f"{learn} on the chosen answers, write each row as `messages`: the prompt with the chosen answer"
     mapping = ", ".join(f"{field}: {column}" for field, column in found.items())
     named = "" if source.format in (None, "auto") else " data.format=auto"
-    return f"{learn} on the chosen answers, map them: data.columns={{{mapping}}}{named}"
+    override = shlex.quote(f"data.columns={{{mapping}}}")  # in braces, it replaces what is mapped now
+    return f"{learn} on the chosen answers, map them: {override}{named}"
 
 
 def chosen_columns(rows: Sequence[tuple[Row, Example]], columns: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,13 @@ class FileReport:
                 "last answers of separate rows, they would be"
             )
         if self.ignored_columns:
-            lines.append(f"  columns not used: {', '.join(self.ignored_columns)}")
+            lines.append(f"  columns not used: {shown_columns(self.ignored_columns)}")
         return lines
+
+
+def shown_columns(names: Sequence[str]) -> str:
+    """Returns the names of columns for display; pandas writes its index under an empty name."""
+    return ", ".join(name or "(a column without a name)" for name in names)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from lamina.data.formats import DETECT_ROWS, FORMATS, Format, choose_format, col
 from lamina.data.formats._fields import RowError
 from lamina.data.guess import guess_columns
 from lamina.data.read import DataFile, Fault, RawRow, Row, find_files, rows_of
-from lamina.data.read.open import fault_message
+from lamina.data.read.open import fault_message, sheets_of
 from lamina.data.read.rows import place_of
 from lamina.errors import ConfigError, DataError, Problem
 
@@ -145,6 +145,11 @@ class SourceReader:
             if isinstance(row, RawRow):
                 self.columns.update(dict.fromkeys(row.value))
             yield row
+
+    @property
+    def sheets(self) -> list[str]:
+        """The sheet that is read of a workbook with several, and then the others; see `sheet_notes`."""
+        return sheets_of(self.file)
 
     @property
     def ignored_columns(self) -> list[str]:

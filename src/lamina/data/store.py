@@ -29,7 +29,7 @@ from lamina.data.report import FileReport, RowList
 from lamina.errors import StorageError
 
 # Stores of other versions are not read. Increase it with every change to what is stored, or to how rows are encoded.
-VERSION = 9
+VERSION = 10
 
 # Maximum number of texts to count separately. A template has one or two; texts specific to a row are not worth
 # counting.
@@ -69,6 +69,7 @@ class Facts:
         ignored_columns: Columns that are not used.
         guessed: The column mapping by usual names (`lamina/data/guess.py`).
         encoding: Remark on the file's encoding, if it is not UTF-8.
+        sheets: The sheet that was read of a workbook with several, and then the others.
         kinds: Number of stored rows, by kind.
         with_tools: Number of stored rows with tools, calls or results.
         with_thinking: Number of stored rows with reasoning separate from the answer.
@@ -92,6 +93,7 @@ class Facts:
     ignored_columns: list[str] = field(default_factory=list)
     guessed: dict[str, str] = field(default_factory=dict)
     encoding: str = ""
+    sheets: list[str] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
     with_tools: int = 0
     with_thinking: int = 0

@@ -11,11 +11,14 @@ from lamina.chat.template import template_of
 from lamina.config import Config
 from lamina.config.aliases import ALIASES
 from lamina.data.dataset import build_dataset
+from lamina.data.length import check_length
 from lamina.data.source import SourceReader, open_sources
 from lamina.distributed.assign import sharing
 from lamina.losses.base import build_loss
 from lamina.models.load import load_tokenizer
+from lamina.models.new_tokens import NewTokens, add_to_tokenizer
 from lamina.models.source import find_model
+from lamina.models.vocabulary import positions_in
 from lamina.progress import Notify
 from lamina.runs import check_start
 from lamina.trackers.open import check_trackers
@@ -99,9 +102,14 @@ def plan_run(config: Config, notify: Notify = lambda message: None) -> RunPlan:
     check_start(config, resume=False)
     check_inputs(config)
     loss = build_loss(config.loss)
-    template = template_of(load_tokenizer(find_model(config.model, notify)), config.data)
+    found = find_model(config.model, notify)
+    positions = positions_in(found.folder)
+    check_length(config.data, positions)
+    tokenizer = load_tokenizer(found)
+    add_to_tokenizer(tokenizer, NewTokens.of(config.data))
+    template = template_of(tokenizer, config.data)
     size = config.train.per_device_train_batch_size
-    dataset = build_dataset(config.data, template, size, config.seed, notify, loss.sequences)
+    dataset = build_dataset(config.data, template, size, config.seed, notify, loss.sequences, positions)
     micro_batches = config.train.micro_batches_per_step
     steps = math.ceil(dataset.report.micro_batches / micro_batches)
     return RunPlan(

@@ -386,7 +386,7 @@ def test_preference_wherever_its_prompt_stands(row: dict[str, Any]) -> None:
         ),
         ({"chosen": PAIR_TURNS[0], "rejected": [*PAIR_TURNS[0], *PAIR_TURNS[1]]}, "rejected has 3 turns after"),
         ({"prompt": "q", "instruction": "q", "chosen": "a", "rejected": "b"}, "'prompt' and in 'instruction'"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' is str"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' is 'big', not a number"),
         (
             {"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")},
             "'margin' is nan, not a finite number",
@@ -532,3 +532,40 @@ def test_a_call_in_a_turn_of_its_own_leaves_what_is_marked() -> None:
     call = {"role": "function_call", "content": '{"name": "look", "arguments": {}}'}
     _, turn = message_list([{"role": "user", "content": "q"}, {"role": "assistant", "content": said}, call], "messages")
     assert (turn.content, turn.marked, len(turn.tool_calls)) == ("Let me look.", ((7, 12),), 1)
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations", "prompt"])
+def test_turns_that_python_printed_are_read(name: str) -> None:
+    """`DataFrame.to_csv` writes lists as Python prints them."""
+    turns = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "yes"}]
+    given = turns if name != "prompt" else turns[:1]
+    row = {name: repr(given), **({"completion": repr(turns[1:])} if name == "prompt" else {})}
+    example = choose_format([row], "auto", "f").parse(row, 1)
+    assert [(turn.role, turn.content) for turn in example.messages] == [("user", "it's"), ("assistant", "yes")]
+
+
+def test_what_only_begins_like_printed_turns_stays_text() -> None:
+    code = "[{'role': role} for role in roles]"
+    example = FORMATS["prompt_completion"].parse({"prompt": "write it", "completion": code}, 1)
+    assert example.messages[1].content == code
+
+
+def test_messages_may_have_the_turns_of_sharegpt() -> None:
+    row = {"messages": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}
+    module = choose_format([row], "auto", "f")
+    assert module is FORMATS["messages"]
+    assert [turn.role for turn in module.parse(row, 1).messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": "[{'role': 'user', 'content': 'a'} {'role': 'user'}]"}, r"df\.to_json\('rows\.jsonl'"),
+        ({"messages": [{"speaker": "me", "text": "a"}]}, r"messages\[1\] .*it has the keys 'speaker', 'text'"),
+        ({"messages": "hello"}, "messages must be a list of messages in JSON"),
+        ({"input_ids": "[5, 6]"}, r"'input_ids' is not a list of whole numbers: it is the text '\[5, 6\]'"),
+    ],
+)
+def test_what_is_wrong_inside_a_field_is_told(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=f"f: row 1 has the columns of the format .*{words}"):
+        choose_format([row], "auto", "f")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lamina.data.formats._fields import cell
-from lamina.data.read import Fault, RawRow, find_files, rows_of
-from lamina.data.read.excel import _as_text
+from lamina.data.read import Fault, RawRow, find_files, read_rows, rows_of
+from lamina.data.read.excel import _as_text, sheet_notes, sheets_of
 from lamina.data.read.formulas import without_values
 from lamina.errors import ConfigError, DataError
 
@@ -161,3 +161,55 @@ def test_the_list_of_sheets_may_have_another_name(tmp_path: Path) -> None:
         cells = '<row><c r="B2"><f>A2</f><v>0</v></c></row>'
         book.writestr("s.xml", f"<worksheet {main}><sheetData>{cells}</sheetData></worksheet>")
     assert without_values(tmp_path / "a.xlsx", "/s.xml") == ["B2"]
+
+
+def test_hidden_sheets_and_charts_are_passed_over(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    path = save(tmp_path / "a.xlsx", Old=[("a",), ("old",)], New=[("a",), ("new",)], More=[("a",), ("more",)])
+    book = openpyxl.load_workbook(path)
+    book["Old"].sheet_state = "hidden"
+    book.active = 1
+    book.create_chartsheet("Chart", 0).add_chart(openpyxl.chart.BarChart())
+    book.save(path)
+    assert rows(str(path)) == [{"a": "new"}]
+    assert rows(f"{path}:Old") == [{"a": "old"}]
+    (file,) = find_files(str(path))
+    (note,) = sheet_notes("a.xlsx", sheets_of(file))
+    assert note == "a.xlsx: reads the sheet 'New', and not 'Old' (hidden), 'More'; a.xlsx:SHEET reads another"
+    (named,) = find_files(f"{path}:Old")
+    assert not sheets_of(named)
+    with pytest.raises(ConfigError, match="a chart, in the sheet 'Chart'; it has Old, New, More"):
+        rows(f"{path}:Chart")
+
+
+def test_a_cell_merged_over_rows_counts_for_each(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    table = [("part", "q", "a"), ("one", "q1", "a1"), (None, "q2", "a2"), (), (None, "q3", "a3"), ("", "q4", "wide")]
+    path = save(tmp_path / "a.xlsx", S=table)
+    book = openpyxl.load_workbook(path)
+    for merged in ("A2:A4", "C2:C3", "C6:D6", "A7:A9"):
+        book["S"].merge_cells(merged)
+    book["S"]["A7"] = "nothing beside it"
+    book.save(path)
+    assert [tuple(row.values()) for row in rows(str(path))] == [
+        ("one", "q1", "a1"),
+        ("one", "q2", "a1"),
+        ("", "q3", "a3"),
+        ("", "q4", "wide"),
+        ("nothing beside it", "", ""),
+    ]
+
+
+def test_headings_merged_over_rows_are_no_row(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    path = save(tmp_path / "a.xlsx", S=[("q\nEN", "a"), (), ("q1", "a1")])
+    book = openpyxl.load_workbook(path)
+    book["S"].merge_cells("A1:A2")
+    book.save(path)
+    assert rows(str(path)) == [{"q EN": "q1", "a": "a1"}]
+
+
+def test_a_title_above_the_headings_is_told(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.xlsx", S=[("Our FAQ",), ("q", "a"), ("q1", "a1")])
+    with pytest.raises(DataError, match=r"line 1 \('Our FAQ'\) was taken as the header.*Fix: if line 1 is a title"):
+        read_rows(str(path))

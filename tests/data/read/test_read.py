@@ -11,6 +11,7 @@ import pytest
 from pyarrow import feather
 
 from lamina.data.read import Fault, RawRow, find_files, read_rows, rows_of
+from lamina.data.read.columns import with_classes
 from lamina.errors import ConfigError, DataError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "ä\u2028 ö", "completion": "日本 😀"}]
@@ -185,3 +186,37 @@ def test_a_bracket_too_many_hides_no_elements(tmp_path: Path, indent: int | None
     assert [fault.code for fault in faults] == ["not_an_object"]
     good = [row.value for row in read if isinstance(row, RawRow)]
     assert good == [row for row in rows if row["prompt"] != "p3"]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_an_error_as_in_csv(tmp_path: Path, ending: str) -> None:
+    table = pa.Table.from_arrays(
+        [pa.array(["q"]), pa.array(["a"]), pa.array(["b"])], ["prompt", "completion", "completion"]
+    )
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(DataError, match=r"several columns with the name 'completion'\. Fix: rename or drop"):
+        read_rows(str(path))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_numbers_of_classes_are_read_by_their_names(tmp_path: Path, ending: str) -> None:
+    """`datasets` writes the names of a `ClassLabel` into the table's metadata."""
+    label = {"names": ["neg", "pos"], "_type": "ClassLabel"}
+    about = {"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": label}}}
+    table = pa.table({"text": ["a", "b", "c", "d"], "label": [0, 1, -1, None]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    path = tmp_path / f"rows.{ending}"
+    pq.write_table(table, path) if ending == "parquet" else feather.write_feather(table, path)
+    assert [row["label"] for row in read_rows(str(path))] == ["neg", "pos", None, None]
+
+
+def test_a_label_of_an_answer_stays_a_number() -> None:
+    """It says whether the answer is desirable; beside a text alone, it is a class."""
+    names = {"label": ["bad", "good"]}
+    assert with_classes({"prompt": "q", "completion": "a", "label": 1}, names)["label"] == 1
+    assert with_classes({"text": "q", "label": 1}, names)["label"] == "good"

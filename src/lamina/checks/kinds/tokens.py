@@ -45,7 +45,10 @@ class Check(BaseCheck):
 
     def finish(self) -> list[Finding]:
         lengths = np.frombuffer(self._lengths["train"], np.uint32)
+        positions = self.settings.positions
         advice = "Raise data.max_length, or change data.overlong."
+        if positions is not None and self.settings.max_length >= positions:
+            advice = f"Change data.overlong, or shorten the rows; the model has {positions:,} positions."
         if len(lengths):
             advice += f" 99% of the rows have at most {int(np.percentile(lengths, 99)):,} tokens."
         findings: list[Finding] = []

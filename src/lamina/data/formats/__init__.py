@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 from lamina import plugins
 from lamina.data.example import Example
+from lamina.data.formats._fields import RowError
 from lamina.errors import ConfigError, DataError
 
 
@@ -50,9 +51,12 @@ def _discover() -> dict[str, Format]:
 
 
 FORMATS: dict[str, Format] = _discover()
+_UNKNOWN = "unknown format"
 
 # Enough rows to recognize a mixed file, and few enough to be instant.
 DETECT_ROWS = 200
+# How overrides map columns. Each is one word for a shell, unlike a mapping in braces.
+MAP_COLUMNS = "data.columns.prompt=YOUR_COLUMN data.columns.completion=YOUR_OTHER_COLUMN"
 # A format must match at least this share of the rows to be chosen. The rows that do not match it are then reported one
 # by one.
 MOST = 0.8
@@ -94,13 +98,22 @@ def column_names(row: Mapping[str, Any]) -> str:
     return ", ".join(repr(str(key)) for key in list(row)[:12]) or "none"
 
 
+def is_mappable(refusal: str) -> bool:
+    """Returns whether `data.columns` may help where no format matched: the columns are of no format at all."""
+    return f": {_UNKNOWN}; " in refusal
+
+
 def _no_format(rows: Sequence[Mapping[str, Any]], hits: Mapping[str, int], places: Sequence[str]) -> str:
     found = {name: count for name, count in hits.items() if count}
     if not found:
+        reason = _inside(rows, places)
+        if reason:
+            return f"{reason}. Fix: correct the field in every row, or map other columns with data.columns."
         shapes = "; ".join(_shape(name, module) for name, module in FORMATS.items())
+        blanks = " (in a shell, with quotes around each if the column's name has blanks)"
         return (
-            f"unknown format; the columns are {column_names(rows[0])}. Known formats: {shapes}. Fix: map your "
-            "columns, such as data.columns={prompt: YOUR_COLUMN, completion: YOUR_OTHER_COLUMN}."
+            f"{_UNKNOWN}; the columns are {column_names(rows[0])}. Known formats: {shapes}. Fix: map your "
+            f"columns, such as {MAP_COLUMNS}{blanks if any(' ' in str(name) for name in rows[0]) else ''}."
         )
     most = max(found, key=lambda name: found[name])
     odd = next(number for number, row in enumerate(rows) if not FORMATS[most].detect(row))
@@ -108,8 +121,23 @@ def _no_format(rows: Sequence[Mapping[str, Any]], hits: Mapping[str, int], place
     counts = ", ".join(f"{count} match {name}" for name, count in found.items())
     return (
         f"rows have different formats: of the first {len(rows)}, {counts}; {place} has the columns "
-        f"{column_names(rows[odd])}. Fix: give every row the same format, or put each format into a separate file."
+        f"{column_names(rows[odd])}. Fix: give every row the same format, or put each format into a file of its "
+        "own, and list the files: data.train=[a.jsonl, b.jsonl]."
     )
+
+
+def _inside(rows: Sequence[Mapping[str, Any]], places: Sequence[str]) -> str:
+    """Returns what is wrong inside the fields of the first row that has the columns of a format; empty if none has."""
+    for number, row in enumerate(rows):
+        for name, module in FORMATS.items():
+            if module.FIELDS == ("label",) or not {*module.FIELDS} <= {*row}:
+                continue
+            try:
+                module.parse(row, number + 1)
+            except RowError as error:
+                place = places[number] if places else f"row {number + 1}"
+                return f"{place} has the columns of the format {name!r}, but {error}"
+    return ""
 
 
 def _shape(name: str, module: Format) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import datetime
 import decimal
@@ -80,7 +81,8 @@ def answer_turns(value: Any, name: str) -> list[Message]:
     """Returns an answer, given as text (or a number, or null), as one turn, or as a list of turns."""
     value = cell(value)
     if isinstance(value, str) and not _looks_like_turns(value):
-        return [Message("assistant", value)]
+        written = _written_by_python(value)
+        return [Message("assistant", value)] if written is None else message_list(written, name)
     if isinstance(value, dict):
         return message_list([value], name)
     return message_list(value, name)
@@ -91,6 +93,8 @@ def prompt_turns(value: Any, name: str) -> list[Message]:
     value = cell(value)
     if isinstance(value, list) or (isinstance(value, str) and _looks_like_turns(value)):
         return message_list(value, name)
+    if isinstance(value, str) and (written := _written_by_python(value)) is not None:
+        return message_list(written, name)
     if not isinstance(value, str):
         raise RowError(f"field {name!r} is {type(value).__name__}, not text")
     return [Message("user", value)]
@@ -102,7 +106,8 @@ def message_list(value: Any, name: str) -> list[Message]:
     An assistant turn without text or calls becomes an empty message, which the reader drops with a reason.
     """
     if isinstance(value, str):
-        value = _json(value, name, "a list of messages")
+        written = _written_by_python(value)
+        value = _json(value, name, "a list of messages") if written is None else written
     if not isinstance(value, list):
         raise RowError(f"field {name!r} is {type(value).__name__}, not a list of messages")
     messages: list[Message] = []
@@ -213,11 +218,12 @@ def is_turns(value: Any, key: str) -> bool:
     """Returns whether a field is a list of turns with `key`, or JSON text of one (as in tables)."""
     if isinstance(value, str):
         if not _looks_like_turns(value):
-            return False
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return False
+            value = _written_by_python(value)
+        else:
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return False
     return (
         isinstance(value, list)
         and all(isinstance(item, dict) for item in value)
@@ -230,13 +236,32 @@ def _looks_like_turns(text: str) -> bool:
     return begin.startswith("[{") and ('"role"' in begin or '"from"' in begin)
 
 
+def _written_by_python(text: str) -> list[dict[str, Any]] | None:
+    """Returns the turns of a list that Python wrote as text, as `DataFrame.to_csv` does; None if it is anything else.
+
+    `ast.literal_eval` reads constants alone, and runs nothing.
+    """
+    begin = text[:200].lstrip()
+    if not begin.startswith("[{'") or not ("'role'" in begin or "'from'" in begin):
+        return None
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    complete = isinstance(value, list) and all(
+        isinstance(item, dict) and ({"role", "content"} <= {*item} or {"from", "value"} <= {*item}) for item in value
+    )
+    return value if complete else None
+
+
 def _is_call(item: Any) -> bool:
     return isinstance(item, dict) and item.get("from", item.get("role")) in _CALL_ROLES
 
 
 def _message(item: Any, where: str) -> Message:
     if not isinstance(item, dict) or not ("role" in item or "from" in item):
-        raise RowError(f"{where} is not an object with 'role' and 'content'")
+        found = f"has the keys {', '.join(map(repr, item)) or 'none'}" if isinstance(item, dict) else f"is {item!r:.80}"
+        raise RowError(f"{where} is not an object with 'role' and 'content': it {found}")
     role = item["role"] if "role" in item else item["from"]
     content = item["content"] if "content" in item else item.get("value")
     if role in _CALL_ROLES:
@@ -333,4 +358,9 @@ def _json(text: str, where: str, what: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        if text.lstrip().startswith(("[{'", "{'")):
+            reason = (
+                "it is text as Python prints it, such as DataFrame.to_csv writes lists; write JSON lines instead: "
+                "df.to_json('rows.jsonl', orient='records', lines=True)"
+            )
         raise RowError(f"{where} must be {what} in JSON, but cannot be parsed: {reason}") from None

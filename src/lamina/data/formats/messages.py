@@ -1,4 +1,4 @@
-"""`messages`: a conversation in the OpenAI chat format, including tool calls and tools."""
+"""`messages`: a conversation in the OpenAI chat format, including tool calls and tools; or turns with `from`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ OPTIONAL_FIELDS: tuple[str, ...] = ("system", "tools", "functions", "chat_templa
 
 def detect(row: Mapping[str, Any]) -> bool:
     """Returns whether the row has a list of messages, without a label or a second answer."""
-    return is_turns(row.get("messages"), "role") and not has_label(row) and not has_pair(row)
+    value = row.get("messages")
+    return (is_turns(value, "role") or is_turns(value, "from")) and not has_label(row) and not has_pair(row)
 
 
 def parse(row: Mapping[str, Any], number: int) -> Example:

@@ -77,7 +77,9 @@ def _numbers(row: Mapping[str, Any], name: str, length: int | None = None) -> li
     if value is None:
         return None
     if not isinstance(value, list) or not all(map(_is_number, value)):
-        raise RowError(f"field {name!r} is not a list of whole numbers")
+        is_text = isinstance(value, str)
+        found = f": it is the text {value!r:.40}; as JSON, a list is [1, 2, 3], without quotes" if is_text else ""
+        raise RowError(f"field {name!r} is not a list of whole numbers{found}")
     if length is not None and len(value) != length:
         raise RowError(f"field {name!r} has {len(value)} numbers, but input_ids has {length}")
     return [int(number) for number in value]

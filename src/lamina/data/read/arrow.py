@@ -16,7 +16,7 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
     """Yields the rows of the file, in order.
 
     Raises:
-        DataError: The file is not in an Arrow format.
+        DataError: The file is not in an Arrow format, or has two columns of one name.
     """
     try:
         mapped = pa.memory_map(str(file.path))
@@ -25,7 +25,8 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         except pa.ArrowInvalid:
             mapped.seek(0)
-            batches = iter(pa.ipc.open_stream(mapped))
+            reader = pa.ipc.open_stream(mapped)
+            batches = iter(reader)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.name}: is not a complete Arrow file ({error}). Fix: write it again.") from None
-    return rows_of_batches(batches)
+    return rows_of_batches(batches, reader.schema, file.name)

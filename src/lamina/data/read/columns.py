@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
 
 import pyarrow as pa
 
 from lamina.data.read.rows import Fault, RawRow
 from lamina.data.read.stream import remarks_on
 from lamina.data.read.times import TIMES, time_text
+from lamina.errors import DataError
+
+# Column -> the names of its classes, by their numbers.
+Classes = Mapping[str, Sequence[str]]
 
 
-def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Fault]:
-    """Yields rows in order; a batch that cannot be read ends them with a fault."""
-    number = 0
+def rows_of_batches(batches: Iterator[pa.RecordBatch], schema: pa.Schema, name: str) -> Iterator[RawRow | Fault]:
+    """Yields rows in order; a batch that cannot be read ends them with a fault.
+
+    Args:
+        batches: The rows.
+        schema: Their columns, with what `datasets` wrote about them.
+        name: The file, for errors.
+
+    Raises:
+        DataError: Two columns have the same name.
+    """
+    check_names(schema.names, name)
+    classes, number = classes_in(schema), 0
     try:
         for batch in batches:
             decoders = {column.name: decoder for column in batch.schema if (decoder := _json_decoder(column.type))}
@@ -24,13 +40,64 @@ def rows_of_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[RawRow | Faul
                 number += 1
                 row = without_gaps(value)
                 try:
-                    row |= {name: decode(row[name]) for name, decode in decoders.items()}
+                    row |= {column: decode(row[column]) for column, decode in decoders.items()}
                 except ValueError as error:
                     yield Fault("not_json", number, 0, f"a JSON column contains something else: {error}")
                     continue
-                yield RawRow(number, 0, row, tuple(_remarks(row)))
+                yield RawRow(number, 0, with_classes(row, classes), tuple(_remarks(row)))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         yield Fault("unreadable_rest", number + 1, 0, f"cannot be read: {error}")
+
+
+def check_names(names: Iterable[str], name: str) -> None:
+    """Checks that columns have different names, since a row can only have one value under a name.
+
+    Args:
+        names: The names of the columns.
+        name: The file or the data, for errors.
+
+    Raises:
+        DataError: Two have the same name.
+    """
+    twice = next((column for column, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}: has several columns with the name {twice!r}. Fix: rename or drop all but one.")
+
+
+def classes_in(schema: pa.Schema) -> Classes:
+    """Returns the names of classes that `datasets` wrote into a table's metadata for its columns of class numbers."""
+    try:
+        info = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {str(column): names for column, about in info.items() if (names := _names_in(about))}
+    except (KeyError, ValueError, TypeError, AttributeError):  # not there, or of another version
+        return {}
+
+
+def _names_in(about: Any) -> list[str]:
+    is_class = isinstance(about, dict) and about.get("_type") == "ClassLabel"
+    return list(map(str, about.get("names") or ())) if is_class else []
+
+
+def classes_of(features: Any) -> Classes:
+    """Returns the names of the classes of a data set's columns, by its `features`; empty if they are not known."""
+    named = (features or {}).items()
+    return {str(column): list(kind.names) for column, kind in named if type(kind).__name__ == "ClassLabel"}
+
+
+def with_classes(row: dict[str, Any], classes: Classes) -> dict[str, Any]:
+    """Returns the row with names in place of the numbers of classes; -1, which stands for no class, becomes null."""
+    for column, names in classes.items():
+        if column == "label" and "completion" in row:  # says whether an answer is desirable, by 1 or 0
+            continue
+        value = row.get(column)
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):  # a name already, or a gap
+            continue
+        number = operator.index(value)
+        if number == -1:
+            row = {**row, column: None}
+        elif 0 <= number < len(names):
+            row = {**row, column: names[number]}
+    return row
 
 
 def without_gaps(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads `.csv` and `.tsv`: a header line, then rows of cells; every cell is text.
+"""Reads `.csv` and `.tsv`: a header, then rows of cells; every cell is text.
 
 Cells are separated by commas, semicolons, tabs or bars. Files that Excel saves as UTF-16 or Windows-1252 are read, too.
 """
@@ -14,11 +14,14 @@ from dataclasses import replace
 from lamina.data.read.find import DataFile
 from lamina.data.read.rows import Fault, RawRow
 from lamina.data.read.stream import ROW_BYTES, Line, decoded, excerpt, is_missing_word, remarks_on
-from lamina.data.read.table import checked_header, encoding_of, table_lines
+from lamina.data.read.table import checked_header, encoding_of, perhaps_a_title, table_lines
 from lamina.errors import DataError
 
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"[^"]*"')
+# A header that spans more lines than this, or more characters, has a quote that is not meant as one.
+_HEADER_LINES = 100
+_LONGEST_HEADER = 2**18
 # A first line with which Excel is told the separator.
 _SEPARATOR = re.compile(r"\s*sep=(.)\s*", re.IGNORECASE)
 # Remark on a file in another encoding.
@@ -37,20 +40,14 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
         return
     told = _SEPARATOR.fullmatch(first)
     if told is not None:
+        text.next_row()
         first = next(text, "")
-    unquoted = _QUOTED.sub("", first)
-    delimiter = told[1] if told else "\t" if ".tsv" in file.name else max(_DELIMITERS, key=unquoted.count)
     # The limit is global to the process. Its default is 128 kB, less than a long document.
     csv.field_size_limit(ROW_BYTES)
-    try:
-        cells = next(csv.reader([first], delimiter=delimiter), [])
-    except csv.Error as error:
-        raise DataError(
-            f"{file.name}: the first line is not a header: {error}. Fix: end lines with \\n or \\r\\n, not with "
-            "\\r alone."
-        ) from None
+    cells, delimiter = _first_record(first, text, told[1] if told else "\t" if ".tsv" in file.name else "", file.name)
     header = checked_header(cells, file.name)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
+    top = text.line
     number, begun = 0, text.next_row()
     while True:
         try:
@@ -64,10 +61,62 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
         else:
             if any(cells):
                 number += 1
-                yield _row(cells, header, number, begun, text)
+                row = _row(cells, header, number, begun, text)
+                yield perhaps_a_title(row, header, top) if number == 1 and len(cells) > len(header) else row
         begun = text.next_row()
     if text.cut is not None:
         yield replace(text.cut, number=number + 1)
+
+
+def _first_record(first: str, text: _Text, told: str, name: str) -> tuple[list[str], str]:
+    """Returns the cells of the header, which may have line breaks inside quotes, and the delimiter.
+
+    Args:
+        first: The first line.
+        text: The lines after it.
+        told: The delimiter, if it is known; else empty.
+        name: The file, for errors.
+
+    Raises:
+        DataError: The header is not CSV.
+    """
+    lines = [first]
+    while len(lines) <= _HEADER_LINES and _is_open("".join(lines), told or _DELIMITERS):
+        line = next(text, None)
+        if line is None:
+            break
+        lines.append(line)
+    if len(lines) > 1:
+        delimiter = told or _delimiter_of("".join(lines))
+        try:
+            (cells,) = csv.reader(lines, delimiter=delimiter, strict=True)
+        except (csv.Error, ValueError):  # the quote belongs to a heading, or is never closed
+            text.go_back()
+        else:
+            return cells, delimiter
+    delimiter = told or _delimiter_of(first)
+    try:
+        return next(csv.reader([first], delimiter=delimiter), []), delimiter
+    except csv.Error as error:
+        raise DataError(
+            f"{name}: the first line is not a header: {error}. Fix: end lines with \\n or \\r\\n, not with \\r alone."
+        ) from None
+
+
+def _delimiter_of(header: str) -> str:
+    return max(_DELIMITERS, key=_QUOTED.sub("", header).count)
+
+
+def _is_open(record: str, delimiters: str) -> bool:
+    """Returns whether a quoted cell goes on after the text; a quote inside a cell without quotes does not begin one."""
+    if '"' not in record or len(record) > _LONGEST_HEADER:
+        return False
+    inside, before = False, ""
+    for character in record.replace('""', ""):
+        if character == '"' and (inside or before in ("", *delimiters)):
+            inside = not inside
+        before = character
+    return inside
 
 
 def _broken_row(error: csv.Error, number: int, begun: int, text: _Text) -> Fault:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
+from lamina.config.places import LOOKED
+from lamina.data.named import SHEET
 from lamina.data.read.splits import Choice, choose, declares, is_no_data, kind_of, layout_of, saved_split
 from lamina.errors import ConfigError, Problem
 
@@ -34,7 +36,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _GLOB = re.compile(r"[*?\[]")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:-]+))?")
 _SPLIT = re.compile(r"(?P<path>.+?):(?P<split>[\w.\[\]%:-]+)")
-_SHEET = re.compile(r"(?P<path>.+?\.xls[xm]):(?P<split>.+)", re.IGNORECASE)
 # How a Git LFS pointer starts: a file that `git lfs` has not fetched.
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN = 3
@@ -112,12 +113,12 @@ def find_files(wanted: str, field: str = "data.train", role: str = "train") -> l
             raise ConfigError(Problem(field, message, fix))
         config = hub["config"] or ""
         return [DataFile(wanted, None, "hub", split=hub["split"] or "train", hub_id=hub["id"], hub_config=config)]
-    raise ConfigError(Problem(field, f"{wanted} does not exist", "check the path; it is relative to where you run"))
+    raise ConfigError(Problem(field, f"{wanted} does not exist", LOOKED))
 
 
 def _by_split(wanted: str, field: str, role: str) -> list[DataFile] | None:
     """Returns the files of `folder:split`, `folder/configuration` or both; None if `wanted` is neither."""
-    parted = _SHEET.fullmatch(wanted) or _SPLIT.fullmatch(wanted)
+    parted = SHEET.fullmatch(wanted) or _SPLIT.fullmatch(wanted)
     path, split = (Path(parted["path"]), parted["split"]) if parted else (Path(wanted), "")
     if split and path.is_dir():
         return _in_folder(path, "", split, field, role)

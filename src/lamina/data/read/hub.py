@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lamina.data.read.columns import without_gaps
+from lamina.data.read.columns import classes_of, with_classes, without_gaps
 from lamina.data.read.find import DataFile
 from lamina.data.read.rows import Fault, RawRow
 from lamina.errors import DataError
@@ -29,10 +29,11 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
             f"{_reason(error)}. Fix: check the path or the id (user/name, user/name:split or "
             "user/name/configuration:split), or download the data and give the path of its files."
         ) from None
+    classes = classes_of(getattr(rows, "features", None))
     try:
         for row in rows:
             number += 1
-            yield RawRow(number, 0, without_gaps(dict(row)))
+            yield RawRow(number, 0, with_classes(without_gaps(dict(row)), classes))
     except failures as error:
         yield Fault("unreadable_rest", number + 1, 0, f"cannot be loaded from the hub: {_reason(error)}")
 

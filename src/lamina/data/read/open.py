@@ -50,6 +50,16 @@ def rows_of(file: DataFile, text_unit: str = "auto") -> Iterator[RawRow | Fault]
     return _READERS[file.kind](file)
 
 
+def sheets_of(file: DataFile) -> list[str]:
+    """Returns the sheet of a workbook that is read, and then the others; nothing if the user named it, or there is only
+    one, or the file is no workbook.
+
+    Raises:
+        DataError: The file cannot be read at all.
+    """
+    return excel.sheets_of(file) if file.kind == "excel" else []
+
+
 def read_rows(path: str, field: str = "data.train") -> list[Row]:
     """Returns all rows of a file, a folder or a glob, for callers that need them at once.
 
@@ -76,6 +86,6 @@ def fault_message(file: DataFile, fault: Fault) -> str:
     """Returns the error message for an unreadable row, where it stops the command."""
     begins = f" It starts with {fault.excerpt!r}." if fault.excerpt else ""
     return (
-        f"{file.name}: {place_of(fault)} {fault.message}.{begins} Fix: correct or remove it; `lamina data check "
-        f"{file.name}` lists every unusable row, and --fix writes a file without them."
+        f"{file.name}: {place_of(fault)} {fault.message}.{begins} Fix: {fault.fix or 'correct or remove it'}; `lamina "
+        f"data check {file.name}` lists every unusable row, and --fix writes a file without them."
     )

@@ -19,10 +19,10 @@ def read(file: DataFile) -> Iterator[RawRow | Fault]:
     """Yields the rows of the file, in order.
 
     Raises:
-        DataError: The file is not a Parquet file.
+        DataError: The file is not a Parquet file, or has two columns of one name.
     """
     try:
         parquet = pq.ParquetFile(str(file.path), memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.name}: is not a complete Parquet file ({error}). Fix: write it again.") from None
-    return rows_of_batches(parquet.iter_batches(batch_size=_BATCH_ROWS))
+    return rows_of_batches(parquet.iter_batches(batch_size=_BATCH_ROWS), parquet.schema_arrow, file.name)

@@ -35,6 +35,7 @@ class Fault:
         line: Line of the file, from 1; 0 in files without lines.
         message: What is wrong, without file and line.
         excerpt: The start of the row.
+        fix: What to do about it, if that is not to correct or remove the row.
     """
 
     code: str
@@ -42,6 +43,7 @@ class Fault:
     line: int
     message: str
     excerpt: str = ""
+    fix: str = ""
 
 
 # Why a row is unreadable.

@@ -6,10 +6,11 @@ import codecs
 import io
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from lamina.data.read.rows import Fault
+from lamina.data.read.rows import Fault, RawRow
 from lamina.data.read.stream import ROW_BYTES, UTF16, Line, lines_of, open_bytes
 from lamina.errors import DataError
 
@@ -19,15 +20,16 @@ _LOOKED_AT = 2**26
 # Bytes of a first line that are looked at for zeros.
 _LONGEST_HEADER = 2**12
 _ESCAPED = re.compile("[\udc80-\udcff]")
+_BREAK = re.compile(r"\s*[\r\n]+\s*")
 
 
 def checked_header(cells: Sequence[str], name: str) -> list[str]:
-    """Returns the names of the columns; empty cells to their right do not count.
+    """Returns the names of the columns; empty cells to their right do not count, and a line break is a blank.
 
     Raises:
         DataError: There is none, or one occurs twice or has no name.
     """
-    names = [cell.strip() for cell in cells]
+    names = [_BREAK.sub(" ", cell.strip()) for cell in cells]
     while names and not names[-1]:
         names.pop()
     if not names:
@@ -36,6 +38,24 @@ def checked_header(cells: Sequence[str], name: str) -> list[str]:
     if twice is not None:
         raise DataError(f"{name}: the header contains the column {twice!r} twice. Fix: rename one of them.")
     return names
+
+
+def perhaps_a_title(row: RawRow | Fault, header: Sequence[str], line: int) -> RawRow | Fault:
+    """Returns the first row; if it has more cells than the header, it says that the header may be a title.
+
+    Args:
+        row: The first row.
+        header: The names of the columns.
+        line: The header's line.
+    """
+    if isinstance(row, RawRow) or row.code != "wrong_cells":
+        return row
+    names = ", ".join(map(repr, header[:3])) + (", ..." if len(header) > 3 else "")
+    return replace(
+        row,
+        message=f"{row.message}; line {line} ({names}) was taken as the header",
+        fix=f"if line {line} is a title above the headings, delete that line; otherwise, correct or remove the row",
+    )
 
 
 def encoding_of(path: Path, compression: str) -> str:
