@@ -150,7 +150,7 @@ def test_a_record_of_what_was_given_that_is_none(given: object) -> None:
 def test_candidates_from_a_runs_configuration_have_their_own_learning_rates(tmp_path: Path) -> None:
     config = resolved_values(load_config(values(), ["method.r=8"]))
     built = build_candidates(config, tmp_path, methods=["lora", "vera", "full"])
-    assert [candidate.config.train.learning_rate for candidate in built] == [1e-3, 4e-3, 1e-4]
+    assert [candidate.config.train.learning_rate for candidate in built] == [1e-3, 1e-2, 1e-4]
     assert [candidate.config.method.model_dump().get("r") for candidate in built] == [8, 256, None]
 
 

@@ -17,7 +17,7 @@ class VeraConfig(MethodConfig):
     title: ClassVar[str] = "VeRA"
     paper: ClassVar[str] = "Kopiczko et al. 2023, VeRA: Vector-based Random Matrix Adaptation, arXiv:2310.11454"
     summary: ClassVar[str] = "two trained vectors per layer, around one pair of random matrices shared by all layers"
-    learning_rate: ClassVar[float] = 4e-3
+    learning_rate: ClassVar[float] = 1e-2
     so: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bias": ("none",), "init_weights": (True,)}
 
     type: Literal["vera"] = "vera"  # pyright: ignore[reportIncompatibleVariableOverride]
