@@ -215,7 +215,7 @@ def test_other_settings_are_still_refused_and_shown_as_they_are(project: Path) -
 @pytest.mark.parametrize("output_dir", ["runs/nothing", "runs", "base"])
 def test_resume_that_finds_nothing_says_where_it_looked_and_makes_nothing(output_dir: str, project: Path) -> None:
     before = sorted(project.rglob("*"))
-    looked = f"--resume: finds no run to go on with in {project / output_dir}"
+    looked = f"resume: finds no run to go on with in {project / output_dir}"
     with pytest.raises(ConfigError, match=looked) as raised:
         lamina.train(lamina.load_config("run.yaml", [f"output_dir={output_dir}"]), resume=True)
     assert raised.value.exit_code == 2
@@ -225,7 +225,7 @@ def test_resume_that_finds_nothing_says_where_it_looked_and_makes_nothing(output
 def test_a_runs_own_configuration_is_of_its_own_folder_without_resume_too(project: Path) -> None:
     """Else a moved run's would begin anew in the old place."""
     shutil.move("runs/mine", "moved")
-    with pytest.raises(RunError, match=r"moved: already holds a run \(killed\)\. Fix: add --resume"):
+    with pytest.raises(RunError, match=r"moved: already holds a run \(killed\)\. Fix: pass resume=True"):
         lamina.train("moved/config.yaml")
     assert lamina.load_config("moved/config.yaml", ["output_dir=runs/other"]).output_dir == "runs/other"
 
