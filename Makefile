@@ -32,7 +32,7 @@ quickstart: $(STAMP)
 	$(BIN)/lamina quickstart
 
 # Of each parametrized test CASES cases (0: all), always the same ones (tools/some_cases.py); `make test CASES=0` runs all of them.
-# With TURN, as in CI, every second slow function waits for another turn; TURN draws which ones.
+# With TURN, as in CI, three in eight slow functions run; TURN draws which ones.
 CASES := 1
 TURN  :=
 test: $(STAMP)

@@ -4,8 +4,8 @@ A plugin of pytest. Of a function with more cases than `--cases`, so many are ke
 choice is the same on every machine and at every commit, follows no order of the parameters, and a case that is added
 replaces at most one of those that run. Cases that were asked for by name always run.
 
-With `--turn`, as in CI, every second of the slow functions (`tests/slow_functions.txt`) waits for another turn;
-which ones run is drawn anew for each value, such as a commit.
+With `--turn`, as in CI, three in eight of the slow functions (`tests/slow_functions.txt`) run, and the others wait for
+another turn; which ones run is drawn anew for each value, such as a commit.
 
     python -m pytest -p tools.some_cases --cases 6 --turn 4f2a91c
 """
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         function = item.nodeid.partition("[")[0]
         file, _, name = function.rpartition("::")
-        if slow.isdisjoint((file, name)) or _digest(f"{turn} {name}") < "8":
+        if slow.isdisjoint((file, name)) or _digest(f"{turn} {name}") < "6":
             by_function[function].append(item)
     kept = {item for cases in by_function.values() for item in sorted(cases, key=_place)[:most]}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
