@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lamina.api.rows import Formatting, is_column, is_columns, store_rows
-from lamina.data.named import names_data
+from lamina.config.named import names_data
 from lamina.data.read.open import read_rows
 from lamina.data.read.splits import kind_of
 from lamina.errors import ConfigError, Problem

@@ -13,9 +13,9 @@ import yaml
 
 from lamina import files
 from lamina.config import Config, load_config
+from lamina.config.named import name_of_run
 from lamina.data.formats import DETECT_ROWS, is_mappable
 from lamina.data.labels import LabelReading, read_labels
-from lamina.data.named import name_of_run
 from lamina.data.read import RawRow, find_files, rows_of
 from lamina.data.source import SourceReader
 from lamina.errors import ConfigError, DataError, Problem

@@ -23,8 +23,8 @@ from lamina.api.settings import plain_settings, with_settings
 from lamina.api.sources import NOT_GIVEN, Sources, Store, find_sources, only_names, rows_store, stored
 from lamina.config import DEFAULT_METHOD, Config, load_config, only_given, resolved_values
 from lamina.config.aliases import ALIASES
+from lamina.config.named import names_data
 from lamina.data.labels import read_labels
-from lamina.data.named import names_data
 from lamina.distributed.member import member
 from lamina.distributed.world import ALONE, World
 from lamina.errors import ConfigError, LaminaError, Problem, RunError, StorageError

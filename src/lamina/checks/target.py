@@ -11,9 +11,9 @@ from lamina.config import DataConfig, load_config
 from lamina.config.aliases import ALIASES
 from lamina.config.losses import LossConfig
 from lamina.config.losses.cross_entropy import CrossEntropyConfig
+from lamina.config.named import names_data
 from lamina.data.labels import read_labels
 from lamina.data.length import check_length, longest_default
-from lamina.data.named import names_data
 from lamina.errors import ConfigError, Problem
 from lamina.models.load import load_tokenizer
 from lamina.models.new_tokens import NewTokens, add_to_tokenizer

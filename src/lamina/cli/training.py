@@ -14,8 +14,8 @@ from lamina.cli.output import err, notify, print_json, print_text
 from lamina.cli.processes import as_one
 from lamina.config import Config, load_config
 from lamina.config.load import config_values
+from lamina.config.named import names_data, values_of_sheet
 from lamina.config.places import check_files
-from lamina.data.named import names_data, values_of_sheet
 from lamina.distributed.ranks import is_one_of_several, restarts
 from lamina.distributed.words import was_said
 from lamina.errors import Interrupted

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
+from lamina.config.named import SHEET
 from lamina.config.places import LOOKED
-from lamina.data.named import SHEET
 from lamina.data.read.splits import Choice, choose, declares, is_no_data, kind_of, layout_of, saved_split
 from lamina.errors import ConfigError, Problem
 
